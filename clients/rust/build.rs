@@ -1,0 +1,17 @@
+//! Compiles the API with protox, so that no protoc is needed. `proto` is a link to the root's.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(
+        ["onced/v1/idempotency_service.proto", "onced/v1/admin_service.proto", "onced/v1/error_reason.proto"],
+        ["proto"],
+    )?;
+    // Sorted maps, so that an outcome has one encoding; shared bytes, so that a replay copies nothing.
+    tonic_prost_build::configure()
+        .build_server(false)
+        .bytes(".")
+        .btree_map(".")
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! `onced`: a gRPC idempotency coordination service.
+
+pub mod clock;
+pub mod record;
+pub mod store;
+
+/// Code generated from `proto/`.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod generated {
+    /// The server stubs of the API.
+    pub mod onced_v1 {
+        include!(concat!(env!("OUT_DIR"), "/onced.v1.rs"));
+    }
+    /// The standard health service.
+    pub mod health_v1 {
+        include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+    }
+    /// What `onced exec` stores.
+    pub mod exec_v1 {
+        include!(concat!(env!("OUT_DIR"), "/onced.exec.v1.rs"));
+    }
+}

@@ -1,0 +1,18 @@
+//! The pure core: what a record is, and what each command does to it. No I/O, no clock, no async, no
+//! protocol, no store: everything that a decision needs is an argument.
+
+pub mod key;
+pub mod limits;
+pub mod state;
+pub mod transition;
+pub mod view;
+
+pub use key::{Key, Namespace, RecordKey};
+pub use state::{
+    Checkpoint, DoubtCause, FencingToken, Fingerprint, Lifetime, OnLapse, Outcome, OutcomeResult, Record,
+    RequestId, State, Timestamp,
+};
+pub use transition::{
+    Begin, Change, Command, Decision, Disposition, Lock, Refusal, Resolution, Seen, decide,
+};
+pub use view::View;
