@@ -7,6 +7,9 @@ pub mod state;
 pub mod transition;
 pub mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub use key::{Key, Namespace, RecordKey};
 pub use state::{
     Checkpoint, DoubtCause, FencingToken, Fingerprint, Lifetime, OnLapse, Outcome, OutcomeResult, Record,

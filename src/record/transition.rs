@@ -326,6 +326,10 @@ fn release(
             State::InProgress { .. } | State::InDoubt { cause: DoubtCause::Lapse, .. },
             Disposition::InDoubt,
         ) => State::InDoubt { since: now, cause: DoubtCause::Release(reason.to_owned()) },
+        // Released by an operator, or unasked: its holder's own Release still spends the request id.
+        (State::Released { since, reason, request_spent: false }, Disposition::Retry) => {
+            State::Released { since: *since, reason: reason.clone(), request_spent: true }
+        }
         (State::Released { .. }, Disposition::Retry | Disposition::Unreceived)
         | (State::InDoubt { cause: DoubtCause::Release(_), .. }, Disposition::InDoubt) => {
             return Decision::Unchanged;
