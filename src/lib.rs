@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod record;
+pub mod store;
 
 /// Code generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

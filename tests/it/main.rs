@@ -1,1 +1,7 @@
-fn main() {}
+//! The integration tests, which see the crate from outside: one binary, since each costs a link.
+
+// Clippy knows #[test] functions, but not what they are made of.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod store;
+mod support;

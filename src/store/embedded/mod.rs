@@ -1,0 +1,252 @@
+//! The embedded store: one file, one process, one machine. Everything lies in one table of a redb database.
+//!
+//! Reads take a snapshot each. Writes go through one thread, which commits whatever was asked for while the
+//! last commit ran, and answers once that is durable. Time is the clock of this process alone.
+
+mod alarms;
+mod layout;
+mod open;
+mod queue;
+mod reads;
+mod space;
+mod sweep;
+mod times;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
+use tokio::sync::watch;
+
+use super::hub::Hub;
+use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use crate::clock::Clock;
+use crate::record::{Key, Namespace, Record, RecordKey};
+use alarms::Alarms;
+use queue::Queue;
+use reads::Data;
+use space::{FreeSpace, Space};
+use times::Times;
+use writer::Writer;
+
+/// A store in one file. Dropping it finishes what was handed over, waits for that, and closes the file once
+/// no read is under way.
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the store's threads and its callers share.
+struct Shared {
+    data: Data,
+    queue: Queue,
+    hub: Hub,
+    alarms: Alarms,
+    failure: watch::Sender<Option<String>>,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is open already.
+    #[error(
+        "the store in {0} is in use: another onced has it open. Stop that one, connect to it instead, or \
+         give this one a directory of its own"
+    )]
+    InUse(PathBuf),
+    /// Its format is newer than what this program knows.
+    #[error("the store in {0} was refused: {1}")]
+    Format(PathBuf, String),
+    /// The file or its directory cannot be created, read or written.
+    #[error("{0} cannot be opened: {1}")]
+    Io(PathBuf, #[source] io::Error),
+    /// The file is no store, or is damaged.
+    #[error("{0} cannot be read as a store: {1}")]
+    Damaged(PathBuf, String),
+    /// The threads of the store cannot be started.
+    #[error("the threads of the store cannot be started: {0}")]
+    Threads(#[source] io::Error),
+}
+
+impl EmbeddedStore {
+    /// Opens the store in a directory, creating both if they are missing. After a crash this may take a
+    /// while, as the file is checked; it blocks meanwhile.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: in use by another process, of a newer format, not accessible, or damaged.
+    pub fn open(directory: &Path, clock: Clock) -> Result<Self, OpenError> {
+        let database = open::in_directory(directory)?;
+        Self::start(database, directory, clock, space::free_space_of(directory))
+    }
+
+    /// Opens a store in memory, which ends with it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn in_memory(clock: Clock) -> Result<Self, OpenError> {
+        Self::with_backend(InMemoryBackend::new(), clock)
+    }
+
+    /// Opens a store on another kind of storage: one that fails, or one whose power can be cut.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn with_backend(backend: impl StorageBackend, clock: Clock) -> Result<Self, OpenError> {
+        let database = open::on_backend(backend)?;
+        Self::start(database, Path::new(open::BACKEND), clock, space::boundless())
+    }
+
+    fn start(
+        database: redb::Database,
+        directory: &Path,
+        clock: Clock,
+        free_space: FreeSpace,
+    ) -> Result<Self, OpenError> {
+        let counters = open::counters(&database, directory)?;
+        let shared = Arc::new(Shared {
+            data: Data { database, times: Times::new(clock, counters) },
+            queue: Queue::new(),
+            hub: Hub::default(),
+            alarms: Alarms::default(),
+            failure: watch::Sender::new(None),
+        });
+        // Made before the threads, so that those that started are ended if another does not.
+        let mut store = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let writer = Writer::new(Arc::clone(&shared), Space::new(free_space), counters);
+        store.spawn("store-writer", move || writer.run())?;
+        store.spawn("store-alarms", move || {
+            shared.alarms.run(shared.data.times.clock(), &shared.hub);
+        })?;
+        Ok(store)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        self.threads.push(thread.map_err(OpenError::Threads)?);
+        Ok(())
+    }
+
+    /// Waits until the store fails, which is for good, and says why. The process should end then: only
+    /// opening the store anew shows what became of its last writes.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.shared.failure.subscribe();
+        loop {
+            if let Some(reason) = failure.borrow_and_update().clone() {
+                return reason;
+            }
+            if failure.changed().await.is_err() {
+                // Not while `self` holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Runs a read on a thread that may block: what is not in memory comes from the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let run = move || {
+            // A write that failed may show or not; nothing is told that may be taken back.
+            if let Some(reason) = shared.failure.borrow().as_ref() {
+                return Err(StoreError::NotApplied(reason.clone()));
+            }
+            read(&shared)
+        };
+        tokio::task::spawn_blocking(run)
+            .await
+            .unwrap_or_else(|error| Err(StoreError::NotApplied(format!("the read was broken off: {error}"))))
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.shared.queue.close("the store is closed");
+        self.shared.alarms.close();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The store has failed, for good.
+    fn fail(&self, reason: &str) {
+        let first = self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| reason.to_owned());
+            first
+        });
+        if first {
+            tracing::error!(reason, "the store failed");
+            self.queue.close(reason);
+            // Whoever waits finds out.
+            self.hub.all_changed();
+        }
+    }
+
+    /// Sets the alarms of a key that somebody begins to watch.
+    fn set_alarms(&self, key: &RecordKey) {
+        match self.data.moments(key) {
+            Ok(Some((revision, moments))) => self.alarms.set(key, revision, moments),
+            // Whoever creates it sets them.
+            Ok(None) => {}
+            // A hint that is missing costs time alone. Whoever reads the record will meet the error.
+            Err(error) => tracing::debug!(?key, %error, "no alarms for a record that cannot be read"),
+        }
+    }
+}
+
+#[async_trait]
+impl RecordStore for EmbeddedStore {
+    async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
+        let key = key.clone();
+        self.read(move |shared| shared.data.load(&key)).await
+    }
+
+    async fn swap(
+        &self,
+        key: &RecordKey,
+        expected: Expected,
+        next: Option<&Record>,
+    ) -> Result<Swapped, StoreError> {
+        self.shared.queue.swap(key, expected, next).await
+    }
+
+    async fn watch(&self, key: &RecordKey) -> Result<Watch, StoreError> {
+        let (shared, ended) = (Arc::downgrade(&self.shared), key.clone());
+        let on_end = Box::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.alarms.clear_unwatched(&ended, &shared.hub);
+            }
+        });
+        let watch = self.shared.hub.watch(key, Some(on_end));
+        let key = key.clone();
+        self.read(move |shared| {
+            shared.set_alarms(&key);
+            Ok(())
+        })
+        .await?;
+        Ok(watch)
+    }
+
+    async fn scan(
+        &self,
+        namespace: &Namespace,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        let (namespace, after) = (namespace.clone(), after.cloned());
+        self.read(move |shared| shared.data.scan(&namespace, after.as_ref(), limit)).await
+    }
+}

@@ -1,0 +1,236 @@
+//! What cannot be seen or brought about from outside.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redb::backends::InMemoryBackend;
+use redb::{Database, ReadableTableMetadata};
+
+use super::layout::{COUNTERS_ROW, Counters, FORMAT_ROW, Row, TABLE, record_row};
+use super::space::{RESERVE_BYTES, boundless};
+use super::*;
+use crate::clock::Moment;
+use crate::record::limits::LOCK_TTL_MIN;
+use crate::record::{DoubtCause, FencingToken, OnLapse, Outcome, OutcomeResult, RequestId, State, Timestamp};
+use crate::store::Revision;
+use crate::store::encoding::STORE_FORMAT;
+
+/// How long a test waits for what another thread does.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Default)]
+struct Hand(Arc<AtomicU64>);
+
+impl Hand {
+    fn clock(&self) -> Clock {
+        let now_ms = Arc::clone(&self.0);
+        Clock::from_fn(move || Moment::from_start(Duration::from_millis(now_ms.load(Ordering::SeqCst))))
+    }
+
+    fn pass(&self, time_ms: u64) {
+        self.0.fetch_add(time_ms, Ordering::SeqCst);
+    }
+}
+
+fn claim() -> Record {
+    Record {
+        fencing_token: FencingToken::THIS_WRITE,
+        attempt: 1,
+        request_id: RequestId([1; 16]),
+        owner: "holder".to_owned(),
+        fingerprint: None,
+        checkpoint: None,
+        began_at: Timestamp::default(),
+        retention: Duration::from_secs(60),
+        state: State::InProgress {
+            lock_ttl: LOCK_TTL_MIN,
+            on_lapse: OnLapse::TakeOver,
+            armed_at: Timestamp::default(),
+        },
+    }
+}
+
+fn completed(claim: &Record) -> Record {
+    let outcome = Outcome {
+        result: OutcomeResult::Response(Bytes::from_static(b"done")),
+        content_type: String::new(),
+        metadata: [].into(),
+    };
+    let completed_at = Timestamp::default();
+    let state = State::Completed { outcome: Arc::new(outcome), completed_at, resolved_from: None };
+    Record { state, ..claim.clone() }
+}
+
+fn key(name: &str) -> RecordKey {
+    RecordKey { namespace: Namespace::new("tests").unwrap(), key: Key::new(name).unwrap() }
+}
+
+fn start(database: Database, hand: &Hand, free_space: FreeSpace) -> EmbeddedStore {
+    EmbeddedStore::start(database, Path::new("memory"), hand.clock(), free_space).unwrap()
+}
+
+fn database() -> Database {
+    open::on_backend(InMemoryBackend::new()).unwrap()
+}
+
+fn put(database: &Database, row: &[u8], value: &[u8]) {
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(TABLE).unwrap().insert(row, value).unwrap();
+    transaction.commit().unwrap();
+}
+
+/// Waits until what is stored is as wanted.
+async fn until(store: &EmbeddedStore, wanted: impl Fn(&Data) -> bool) {
+    let waiting = async {
+        while !wanted(&store.shared.data) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the writer's upkeep");
+}
+
+fn rows(data: &Data) -> u64 {
+    data.table().unwrap().len().unwrap()
+}
+
+fn stored_counters(data: &Data) -> Counters {
+    let value = data.table().unwrap().get(COUNTERS_ROW).unwrap().unwrap();
+    Counters::parse(value.value()).unwrap()
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let directory = tempfile::TempDir::new().unwrap();
+    drop(EmbeddedStore::open(directory.path(), Clock::system()).unwrap());
+    let newer = STORE_FORMAT + 1;
+    put(&open::in_directory(directory.path()).unwrap(), FORMAT_ROW, &newer.to_be_bytes());
+    for _ in 0..2 {
+        let refused = EmbeddedStore::open(directory.path(), Clock::system()).err().unwrap();
+        assert!(matches!(refused, OpenError::Format(..)), "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.contains("a newer onced wrote it, in format 2"), "{text}");
+        assert!(text.contains(directory.path().to_str().unwrap()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_corrupt_and_harms_no_other() {
+    let database = database();
+    open::counters(&database, Path::new("memory")).unwrap();
+    // Format 9, and nothing more; no revision; no record.
+    put(&database, &record_row(&key("newer")), &Row { revision: Revision(1), stored: &[8, 9] }.to_value());
+    put(&database, &record_row(&key("short")), b"short");
+    put(&database, &record_row(&key("garbage")), &[0xff; 40]);
+    let store = start(database, &Hand::default(), boundless());
+    for name in ["newer", "short", "garbage"] {
+        let key = key(name);
+        assert!(matches!(store.load(&key).await, Err(StoreError::Corrupt(_))), "{name}");
+        for expected in [Expected::Absent, Expected::At(Revision(1))] {
+            let (next, good_key) = (claim(), self::key(&format!("good {name} {expected:?}")));
+            let (swap, good) = tokio::join!(
+                store.swap(&key, expected, Some(&next)),
+                store.swap(&good_key, Expected::Absent, Some(&next)),
+            );
+            assert!(matches!(swap, Err(StoreError::Corrupt(_))), "{name}: {swap:?}");
+            assert!(matches!(good, Ok(Swapped::Done(_))), "{good:?}");
+        }
+    }
+    let page = store.scan(&Namespace::new("tests").unwrap(), None, 10).await;
+    assert!(matches!(page, Err(StoreError::Corrupt(_))), "{page:?}");
+}
+
+#[tokio::test]
+async fn when_space_is_low_claims_are_refused_and_all_else_goes_on() {
+    let (hand, free) = (Hand::default(), Arc::new(AtomicU64::new(RESERVE_BYTES)));
+    let probe = Arc::clone(&free);
+    let store = start(database(), &hand, Box::new(move || Ok(probe.load(Ordering::SeqCst))));
+    let done = |swapped| match swapped {
+        Ok(Swapped::Done(revision)) => Expected::At(revision),
+        other => panic!("{other:?}"),
+    };
+    let claimed = done(store.swap(&key("k"), Expected::Absent, Some(&claim())).await);
+    free.store(RESERVE_BYTES - 1, Ordering::SeqCst);
+    hand.pass(1_000);
+    let refused = store.swap(&key("new"), Expected::Absent, Some(&claim())).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    assert_eq!(store.load(&key("new")).await, Ok(None));
+    // Whoever loses hears that first, and who holds a claim can renew, complete and be deleted.
+    let lost = store.swap(&key("k"), Expected::Absent, Some(&claim())).await;
+    assert!(matches!(lost, Ok(Swapped::Conflict(Some(_)))), "{lost:?}");
+    let mine = store.load(&key("k")).await.unwrap().unwrap().record;
+    let renewed = done(store.swap(&key("k"), claimed, Some(&mine)).await);
+    let completed = done(store.swap(&key("k"), renewed, Some(&completed(&mine))).await);
+    done(store.swap(&key("k"), completed, None).await);
+    free.store(RESERVE_BYTES, Ordering::SeqCst);
+    hand.pass(1_000);
+    done(store.swap(&key("new"), Expected::Absent, Some(&claim())).await);
+}
+
+#[tokio::test]
+async fn not_knowing_the_free_space_refuses_nothing() {
+    let store = start(database(), &Hand::default(), Box::new(|| Err(io::Error::other("no such call"))));
+    let swapped = store.swap(&key("k"), Expected::Absent, Some(&claim())).await;
+    assert!(matches!(swapped, Ok(Swapped::Done(_))), "{swapped:?}");
+}
+
+#[tokio::test]
+async fn the_sweep_removes_what_expired_and_nothing_else() {
+    const RECORDS: u64 = 5_000; // More than a step of the sweep.
+    let hand = Hand::default();
+    let store = start(database(), &hand, boundless());
+    let before = rows(&store.shared.data);
+    let record = claim();
+    let swaps = (0..RECORDS).map(|index| {
+        let (store, record) = (&store, &record);
+        async move { store.swap(&key(&format!("k{index}")), Expected::Absent, Some(record)).await }
+    });
+    for swapped in futures_util::future::join_all(swaps).await {
+        assert!(matches!(swapped, Ok(Swapped::Done(_))), "{swapped:?}");
+    }
+    let doubt = State::InDoubt { since: Timestamp::default(), cause: DoubtCause::Lapse };
+    let doubtful = Record { state: doubt, ..claim() };
+    store.swap(&key("in doubt"), Expected::Absent, Some(&doubtful)).await.unwrap();
+    assert_eq!(rows(&store.shared.data), before + RECORDS + 1);
+    hand.pass(24 * 3_600_000);
+    // The clock moves on, as it does, so that one step follows another.
+    until(&store, |data| {
+        hand.pass(1_000);
+        // Their locks are forgotten, too.
+        rows(data) == before + 1 && data.times.locks() == 0
+    })
+    .await;
+    assert!(store.load(&key("in doubt")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn running_time_is_written_down_while_nothing_else_is() {
+    let hand = Hand::default();
+    let store = start(database(), &hand, boundless());
+    let before = stored_counters(&store.shared.data);
+    hand.pass(25_000);
+    until(&store, |data| stored_counters(data).running_ms >= before.running_ms + 25_000).await;
+    assert_eq!(stored_counters(&store.shared.data).revision, before.revision);
+}
+
+#[tokio::test]
+async fn locks_and_alarms_are_forgotten_with_what_they_were_for() {
+    let store = start(database(), &Hand::default(), boundless());
+    let watch = store.watch(&key("k")).await.unwrap();
+    let mut expected = Expected::Absent;
+    for next in [Some(claim()), Some(claim()), Some(completed(&claim())), None] {
+        match store.swap(&key("k"), expected, next.as_ref()).await.unwrap() {
+            Swapped::Done(revision) => expected = Expected::At(revision),
+            Swapped::Conflict(current) => panic!("{current:?}"),
+        }
+        assert!(store.shared.data.times.locks() <= 1);
+        assert!(store.shared.alarms.count() <= 2);
+    }
+    assert_eq!((store.shared.data.times.locks(), store.shared.alarms.count()), (0, 0));
+    store.swap(&key("k"), Expected::Absent, Some(&claim())).await.unwrap();
+    assert_eq!((store.shared.data.times.locks(), store.shared.alarms.count()), (1, 2));
+    drop(watch);
+    assert_eq!(store.shared.alarms.count(), 0);
+}

@@ -1,0 +1,377 @@
+//! The etcd store: one key per record, locks and retention on shared leases. The only place that knows
+//! etcd-client.
+//!
+//! - `keyspace`: where things lie in etcd.
+//! - `client`: calls, bounded in time, and what their failures mean.
+//! - `leases`: the shared leases.
+//! - `write`: a swap as a transaction.
+//! - `lapses`: which locks are known to be over.
+//! - `watch`: watches that go on after a stream is lost.
+
+mod client;
+mod keyspace;
+mod lapses;
+mod leases;
+mod open;
+mod watch;
+mod write;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{GetOptions, KeyValue, TxnOp};
+
+use self::client::{CallError, EtcdClient, TXN_MAX_OPS};
+use self::keyspace::Keyspace;
+use self::lapses::Lapses;
+use self::leases::{Lease, Leases, Purpose};
+use self::watch::{Hints, Subject, Watcher};
+use self::write::{Put, Write, Written, mod_revision, revision};
+use super::encoding::{Placement, decode, encode};
+use super::hub::Hub;
+use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use crate::clock::{Clock, Moment};
+use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
+
+pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
+pub use open::OpenError;
+
+/// How old a write may be when it is sent. What comes later is rebuilt by its caller, with fresh times.
+const WRITE_WAIT_MAX: Duration = Duration::from_secs(3);
+/// How often a write is tried with other leases, when the ones it had are gone.
+const LEASE_ATTEMPTS: usize = 3;
+/// How many records of a namespace are read at once: their sentinels are then asked for in one transaction.
+const SCAN_MAX: usize = TXN_MAX_OPS;
+
+/// Where and how to reach etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdConfig {
+    /// The members of the cluster, as host:port.
+    pub endpoints: Vec<String>,
+    /// What all keys of the store begin with, slashes around it not counting; empty: [`PREFIX_DEFAULT`].
+    pub prefix: String,
+    /// How long one call to etcd may take.
+    pub call_timeout: Duration,
+}
+
+impl EtcdConfig {
+    /// The store below `prefix` of the cluster at `endpoints`, with the usual timeout of 3 s.
+    pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
+        Self { endpoints, prefix: prefix.into(), call_timeout: Duration::from_secs(3) }
+    }
+}
+
+/// A store in etcd. Several servers may share one.
+pub struct EtcdStore {
+    client: EtcdClient,
+    clock: Clock,
+    keyspace: Keyspace,
+    hub: Hub,
+    lapses: Lapses,
+    locks: Leases,
+    retentions: Leases,
+    records_watcher: Watcher,
+    /// Watches as long as the store lives.
+    _sentinels_watcher: Watcher,
+}
+
+impl EtcdStore {
+    /// Opens a store, and marks its prefix if it is new. Takes a few calls' time at most.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn connect(config: EtcdConfig, clock: Clock) -> Result<Self, OpenError> {
+        let keyspace = open::keyspace(&config)?;
+        let client = open::client(&config, &keyspace).await?;
+        let hub = Hub::default();
+        let lapses = Lapses::new(hub.clone());
+        let hints = Hints { keyspace: keyspace.clone(), hub: hub.clone(), lapses: lapses.clone() };
+        let sentinels_watcher = Watcher::start(client.clone(), hints.clone());
+        let watching = sentinels_watcher.watch(Subject::Sentinels);
+        if !matches!(tokio::time::timeout(client.call_timeout(), watching).await, Ok(Ok(()))) {
+            let why = "it answers reads, but did not begin a watch".to_owned();
+            return Err(OpenError::unreachable(&config, why));
+        }
+        let leases = |purpose| Leases::new(client.clone(), clock.clone(), purpose);
+        Ok(Self {
+            locks: leases(Purpose::Locks(keyspace.clone())),
+            retentions: leases(Purpose::Retention),
+            records_watcher: Watcher::start(client.clone(), hints),
+            _sentinels_watcher: sentinels_watcher,
+            client,
+            clock,
+            keyspace,
+            hub,
+            lapses,
+        })
+    }
+
+    /// A record as read from etcd, its lock not yet looked at: that of the lease, if there is one.
+    fn read(&self, key: &RecordKey, kv: &KeyValue) -> Result<(Loaded, Option<i64>), StoreError> {
+        let revision = revision(kv.mod_revision());
+        let decoded = decode(kv.value(), revision)?;
+        let lease = match (decoded.record.lock_ttl(), decoded.placement.lock_lease) {
+            (None, _) => None,
+            (Some(_), 0) => {
+                return Err(StoreError::Corrupt("it is in progress but names no lease".to_owned()));
+            }
+            (Some(_), lease) => Some(lease),
+        };
+        self.lapses.note(key, lease);
+        Ok((Loaded { record: Arc::new(decoded.record), revision, lock: Lock::Held }, lease))
+    }
+
+    /// A record as read from etcd, and whether its lock has lapsed; as it is now, if it was written meanwhile.
+    async fn loaded(&self, key: &RecordKey, mut kv: KeyValue) -> Result<Option<Loaded>, StoreError> {
+        loop {
+            let (loaded, lease) = self.read(key, &kv)?;
+            match lease {
+                Some(lease) if self.is_over(lease).await? => {}
+                Some(_) | None => return Ok(Some(loaded)),
+            }
+            // A claim that was renewed in time leaves its old lease to end. It has lapsed only if it is found
+            // on that lease after the end.
+            match self.get_record(key).await? {
+                Some(now) if now.mod_revision() == kv.mod_revision() => {
+                    return Ok(Some(Loaded { lock: Lock::Lapsed, ..loaded }));
+                }
+                Some(now) => kv = now,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn get_record(&self, key: &RecordKey) -> Result<Option<KeyValue>, StoreError> {
+        let read = self.client.get(self.keyspace.record(key), None).await;
+        Ok(read.map_err(CallError::of_read)?.take_kvs().pop())
+    }
+
+    /// Whether a lock lease has ended: as the watch has shown, or else as etcd says now.
+    async fn is_over(&self, lease: i64) -> Result<bool, StoreError> {
+        if self.lapses.is_gone(lease) {
+            return Ok(true);
+        }
+        let keys_only = Some(GetOptions::new().with_keys_only());
+        let read = self.client.get(self.keyspace.sentinel(lease), keys_only).await;
+        let over = read.map_err(CallError::of_read)?.kvs().is_empty();
+        if over {
+            self.lapses.gone(lease);
+        }
+        Ok(over)
+    }
+
+    /// Which of several lock leases had ended when etcd was at `revision`. At most [`TXN_MAX_OPS`] of them.
+    async fn over_at(&self, revision: i64, leases: HashSet<i64>) -> Result<HashSet<i64>, StoreError> {
+        if leases.is_empty() {
+            return Ok(leases);
+        }
+        let get = |&lease: &i64| {
+            let options = GetOptions::new().with_keys_only().with_revision(revision);
+            TxnOp::get(self.keyspace.sentinel(lease), Some(options))
+        };
+        let reads =
+            self.client.get_all(leases.iter().map(get).collect()).await.map_err(CallError::of_read)?;
+        let over = leases.iter().zip(&reads).filter(|(_, read)| read.kvs().is_empty());
+        let over: HashSet<i64> = over.map(|(&lease, _)| lease).collect();
+        over.iter().for_each(|&lease| self.lapses.gone(lease));
+        Ok(over)
+    }
+
+    /// What to put for a record: its leases are chosen here, so after the load whose revision is expected.
+    async fn prepare(&self, next: &Record) -> Result<Put, CallError> {
+        let lock = async {
+            match next.lock_ttl() {
+                Some(ttl) => self.locks.take(ttl).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let retention = async {
+            match next.lifetime() {
+                Lifetime::AtLeast(time) => self.retentions.take(time).await.map(Some),
+                Lifetime::Forever => Ok(None),
+            }
+        };
+        let (lock, retention) = tokio::try_join!(lock, retention)?;
+        let lock_lease = lock.as_ref().map_or(0, |lease: &Arc<Lease>| lease.id);
+        let value = encode(next, &Placement { lock_lease, ..Placement::default() });
+        Ok(Put { value, retention, lock })
+    }
+
+    /// Prepares and sends a write once.
+    async fn write(
+        &self,
+        called: Moment,
+        name: &str,
+        expected: Expected,
+        next: Option<&Record>,
+    ) -> Result<Attempt, StoreError> {
+        let put = match next {
+            Some(next) => match tokio::time::timeout(WRITE_WAIT_MAX, self.prepare(next)).await {
+                Ok(prepared) => Some(prepared.map_err(not_written)?),
+                Err(_) => {
+                    return Err(StoreError::NotApplied("etcd did not grant a lease in time".to_owned()));
+                }
+            },
+            None => None,
+        };
+        let waited = self.clock.now().since(called);
+        if waited > WRITE_WAIT_MAX {
+            return Err(StoreError::NotApplied(format!("it had waited {waited:?} before it could be sent")));
+        }
+        let write = Write { name: name.to_owned(), expected: mod_revision(expected), put };
+        match self.client.txn(write.txn(&self.keyspace)).await {
+            Ok(answer) => Ok(match write.outcome(&answer) {
+                Written::Done(revision) => Attempt::Done(revision),
+                Written::Lost(current) => Attempt::Lost(current),
+                Written::LockGone => {
+                    self.drop_lease(&self.locks, write.put.as_ref().and_then(|put| put.lock.as_ref()));
+                    Attempt::LeaseGone
+                }
+            }),
+            Err(CallError::LeaseNotFound) => {
+                self.drop_lease(&self.retentions, write.put.as_ref().and_then(|put| put.retention.as_ref()));
+                Ok(Attempt::LeaseGone)
+            }
+            Err(CallError::NoSpace(text)) => Err(self.settle_full(&write, text).await),
+            Err(CallError::Refused(text)) => Err(StoreError::NotApplied(text)),
+            Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
+                Err(StoreError::OutcomeUnknown(error.into_text()))
+            }
+        }
+    }
+
+    fn drop_lease(&self, leases: &Leases, lease: Option<&Arc<Lease>>) {
+        if let Some(lease) = lease {
+            tracing::info!(lease = format!("{:x}", lease.id), "etcd no longer has a lease that was in use");
+            leases.discard(lease);
+        }
+    }
+
+    /// The error of a write that etcd answered with NOSPACE. The write that first hits the quota is applied
+    /// all the same, so the record is looked at: unchanged after the answer, it was not this write.
+    async fn settle_full(&self, write: &Write, text: String) -> StoreError {
+        let keys_only = Some(GetOptions::new().with_keys_only());
+        match self.client.get(write.name.as_str(), keys_only).await {
+            Ok(read) if read.kvs().first().map_or(0, KeyValue::mod_revision) == write.expected => {
+                StoreError::Full(text)
+            }
+            Ok(_) | Err(_) => StoreError::OutcomeUnknown(text),
+        }
+    }
+}
+
+/// What came of sending a write once.
+enum Attempt {
+    Done(super::Revision),
+    Lost(Option<KeyValue>),
+    /// Nothing was written, for a lease had ended that is now dropped.
+    LeaseGone,
+}
+
+/// The error of a write that was not even sent.
+fn not_written(error: CallError) -> StoreError {
+    match error {
+        CallError::NoSpace(text) => StoreError::Full(text),
+        error => StoreError::NotApplied(error.into_text()),
+    }
+}
+
+#[async_trait]
+impl RecordStore for EtcdStore {
+    async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
+        match self.get_record(key).await? {
+            Some(kv) => self.loaded(key, kv).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn swap(
+        &self,
+        key: &RecordKey,
+        expected: Expected,
+        next: Option<&Record>,
+    ) -> Result<Swapped, StoreError> {
+        let called = self.clock.now();
+        let name = self.keyspace.record(key);
+        for _ in 0..LEASE_ATTEMPTS {
+            match self.write(called, &name, expected, next).await? {
+                Attempt::Done(revision) => return Ok(Swapped::Done(revision)),
+                Attempt::Lost(None) => return Ok(Swapped::Conflict(None)),
+                Attempt::Lost(Some(kv)) => {
+                    return Ok(Swapped::Conflict(self.loaded(key, kv).await?));
+                }
+                Attempt::LeaseGone => {}
+            }
+        }
+        Err(StoreError::NotApplied(
+            "the leases for it ended again and again before it was written".to_owned(),
+        ))
+    }
+
+    async fn watch(&self, key: &RecordKey) -> Result<Watch, StoreError> {
+        let subject = Subject::Record(key.clone());
+        let on_end = {
+            let (watcher, lapses, subject) =
+                (self.records_watcher.clone(), self.lapses.clone(), subject.clone());
+            let key = key.clone();
+            move || {
+                watcher.unwatch(subject);
+                lapses.forget(&key);
+            }
+        };
+        let watch = self.hub.watch(key, Some(Box::new(on_end)));
+        let confirmed = self.records_watcher.watch(subject);
+        match tokio::time::timeout(self.client.call_timeout(), confirmed).await {
+            Ok(Ok(())) => Ok(watch),
+            Ok(Err(_)) | Err(_) => {
+                Err(StoreError::NotApplied("etcd did not begin a watch in time".to_owned()))
+            }
+        }
+    }
+
+    async fn scan(
+        &self,
+        namespace: &Namespace,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        let start = self.keyspace.records(namespace);
+        // The next name after '/' ends the namespace; the next key after another is that and a zero byte.
+        let end = format!("{}0", start.trim_end_matches('/'));
+        let from = match after {
+            Some(key) => format!("{start}{}\0", key.as_str()),
+            None => start,
+        };
+        let mut limit = limit.clamp(1, SCAN_MAX);
+        let read = loop {
+            let rows = i64::try_from(limit).unwrap_or(1);
+            let options = GetOptions::new().with_range(end.as_str()).with_limit(rows);
+            match self.client.get(from.as_str(), Some(options)).await {
+                // Large records: fewer at once.
+                Err(CallError::TooLarge) if limit > 1 => limit = (limit / 4).max(1),
+                read => break read.map_err(CallError::of_read)?,
+            }
+        };
+        let mut records = Vec::with_capacity(read.kvs().len());
+        for kv in read.kvs() {
+            let key = self.keyspace.key_of(namespace, kv.key());
+            let key =
+                key.ok_or_else(|| StoreError::Corrupt("it has a name that onced gives none".to_owned()))?;
+            let (loaded, lease) =
+                self.read(&RecordKey { namespace: namespace.clone(), key: key.clone() }, kv)?;
+            records.push((key, loaded, lease));
+        }
+        // Their locks as they were just then: a claim that was renewed since has left its lease to end.
+        let revision = read.header().map_or(0, |header| header.revision());
+        let over = self.over_at(revision, records.iter().filter_map(|(.., lease)| *lease).collect()).await?;
+        for (_, loaded, lease) in &mut records {
+            if lease.is_some_and(|lease| over.contains(&lease)) {
+                loaded.lock = Lock::Lapsed;
+            }
+        }
+        let next = records.last().filter(|_| read.more()).map(|(key, ..)| key.clone());
+        Ok(Page { records: records.into_iter().map(|(key, loaded, _)| (key, loaded)).collect(), next })
+    }
+}

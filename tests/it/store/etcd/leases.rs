@@ -1,0 +1,153 @@
+//! Shared leases.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use etcd_client::{GetOptions, KeyValue, LeaseStatus};
+use futures_util::future::join_all;
+use onced::clock::{Clock, Moment};
+use onced::record::{Lock, OnLapse, Record};
+use onced::store::etcd::{EtcdConfig, EtcdStore};
+use onced::store::{Expected, RecordStore, StoreError, Swapped};
+
+use super::{client, create_all, keys, long_claim, long_held, open, raw, revoke};
+use crate::store::fixture::{PATIENCE, as_written, claim, completed, create, in_progress, key, load, write};
+use crate::support::etcd::EtcdProcess;
+use crate::support::proxy::Proxy;
+
+/// A clock that stands still until it is moved.
+fn still_clock() -> (Clock, Arc<AtomicU64>) {
+    let seconds = Arc::new(AtomicU64::new(1_000));
+    let read = Arc::clone(&seconds);
+    let now = move || Moment::from_start(Duration::from_secs(read.load(Ordering::SeqCst)));
+    (Clock::from_fn(now), seconds)
+}
+
+#[tokio::test]
+async fn many_claims_at_once_share_one_lease_and_their_retention_another() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    let keys = keys(100);
+    create_all(&store, &keys, &long_claim()).await;
+    let raws = join_all(keys.iter().map(|key| raw(&config, key))).await;
+    let locks: HashSet<i64> = raws.iter().map(|raw| raw.lock_lease).collect();
+    let retentions: HashSet<i64> = raws.iter().map(|raw| raw.retention_lease).collect();
+    assert_eq!((locks.len(), retentions.len()), (1, 1));
+    assert!(locks.is_disjoint(&retentions), "a record hangs on a lock's lease");
+    // A lease that carries no sentinel is no lock, and a sentinel that no record names is waste.
+    let below = Some(GetOptions::new().with_prefix());
+    let sentinels = client(&config).await.get(format!("{}/l/", config.prefix), below).await.unwrap();
+    assert_eq!(sentinels.kvs().iter().map(KeyValue::lease).collect::<HashSet<_>>(), locks);
+}
+
+#[tokio::test]
+async fn a_retention_lease_carries_a_thousand_records_at_most() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    create_all(&store, &keys(1_100), &long_claim()).await;
+    let below = Some(GetOptions::new().with_prefix());
+    let records = client(&config).await.get(format!("{}/r/", config.prefix), below).await.unwrap();
+    let mut uses: BTreeMap<i64, usize> = BTreeMap::new();
+    for kv in records.kvs() {
+        *uses.entry(kv.lease()).or_default() += 1;
+    }
+    assert_eq!(uses.values().sum::<usize>(), 1_100);
+    assert!(uses.len() >= 2 && uses.values().all(|&uses| uses <= 1_000), "{uses:?}");
+}
+
+#[tokio::test]
+async fn a_lease_is_used_for_its_window_and_no_longer() {
+    let config = EtcdProcess::shared().config();
+    let (clock, seconds) = still_clock();
+    let store: Arc<dyn RecordStore> = Arc::new(EtcdStore::connect(config.clone(), clock).await.unwrap());
+    // Leases for 32 s last 36 s, so one is given out for 4 s.
+    let next = Record { state: in_progress(Duration::from_secs(32), OnLapse::TakeOver), ..claim("holder") };
+    let mut leases = Vec::new();
+    for (name, later) in [("first", 0), ("soon", 1), ("late", 4)] {
+        seconds.fetch_add(later, Ordering::SeqCst);
+        create(&store, &key(name), &next).await;
+        leases.push(raw(&config, &key(name)).await.lock_lease);
+    }
+    assert_eq!(leases[0], leases[1]);
+    assert_ne!(leases[0], leases[2]);
+}
+
+#[tokio::test]
+async fn a_write_that_waited_for_long_is_not_sent() {
+    let config = EtcdProcess::shared().config();
+    let (slow, seconds) = still_clock();
+    let hasty = Clock::from_fn(move || {
+        seconds.fetch_add(4, Ordering::SeqCst);
+        slow.now()
+    });
+    let store = EtcdStore::connect(config, hasty).await.unwrap();
+    let swapped = store.swap(&key("k"), Expected::Absent, Some(&long_claim())).await;
+    assert!(matches!(swapped, Err(StoreError::NotApplied(_))), "{swapped:?}");
+    assert_eq!(store.load(&key("k")).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_grant_whose_answer_is_lost_is_recognised_when_repeated() {
+    let etcd = EtcdProcess::start();
+    let proxy = Proxy::start(etcd.endpoint()).await;
+    let config = EtcdConfig { endpoints: vec![proxy.endpoint()], ..etcd.config() };
+    let beside = EtcdConfig { endpoints: vec![etcd.endpoint()], ..config.clone() };
+    let store = open(&config).await;
+    proxy.mute();
+    let writer = Arc::clone(&store);
+    let write =
+        tokio::spawn(async move { writer.swap(&key("k"), Expected::Absent, Some(&long_claim())).await });
+    let mut direct = client(&beside).await;
+    let granted = async { while direct.leases().await.unwrap().leases().len() < 2 {} };
+    tokio::time::timeout(PATIENCE, granted).await.expect("the grants arrive");
+    proxy.close();
+    proxy.open();
+    let swapped = write.await.unwrap();
+    assert!(matches!(swapped, Ok(Swapped::Done(_))), "{swapped:?}");
+    let leases: HashSet<i64> = direct.leases().await.unwrap().leases().iter().map(LeaseStatus::id).collect();
+    let raw = raw(&beside, &key("k")).await;
+    assert_eq!(leases, HashSet::from([raw.lock_lease, raw.retention_lease]));
+}
+
+#[tokio::test]
+async fn a_retention_lease_that_is_gone_is_replaced() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    let next = long_claim();
+    create(&store, &key("first"), &next).await;
+    let gone = raw(&config, &key("first")).await.retention_lease;
+    revoke(&config, gone).await;
+    assert_eq!(store.load(&key("first")).await, Ok(None));
+    create(&store, &key("second"), &next).await;
+    assert_ne!(raw(&config, &key("second")).await.retention_lease, gone);
+    assert_eq!(load(&store, &key("second")).await.lock, Lock::Held);
+}
+
+#[tokio::test]
+async fn an_outcome_outlives_the_lease_of_its_lock() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    let (key, next) = (key("k"), long_claim());
+    let revision = create(&store, &key, &next).await;
+    let lock = raw(&config, &key).await.lock_lease;
+    let outcome = completed("holder", "done");
+    let written = write(&store, &key, Expected::At(revision), Some(&outcome)).await;
+    revoke(&config, lock).await;
+    assert_eq!(load(&store, &key).await, as_written(&outcome, written));
+    let raw = raw(&config, &key).await;
+    assert_eq!(raw.lock_lease, 0);
+    assert_ne!(raw.retention_lease, 0);
+}
+
+#[tokio::test]
+async fn a_held_claim_hangs_on_no_lease_and_outlives_its_lock() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    create(&store, &key("k"), &long_held()).await;
+    let before = raw(&config, &key("k")).await;
+    assert_eq!(before.retention_lease, 0);
+    revoke(&config, before.lock_lease).await;
+    assert_eq!(load(&store, &key("k")).await.lock, Lock::Lapsed);
+}

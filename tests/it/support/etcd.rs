@@ -1,0 +1,205 @@
+//! A real etcd for the tests, with nothing installed.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use onced::store::etcd::EtcdConfig;
+
+/// Runs etcd as it is told, and ends it when the tests end, however they end: a signal, a panic or an exit
+/// closes the pipe that it reads from.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP
+dir=$1
+shift
+while read -r order; do
+    case $order in
+    start)
+        "$@" >>"$dir/log" 2>&1 </dev/null &
+        pid=$!
+        ;;
+    kill) kill -KILL "$pid" && wait "$pid" ;;
+    freeze) kill -STOP "$pid" ;;
+    thaw) kill -CONT "$pid" ;;
+    esac
+    echo "done: $order"
+done
+kill -KILL "$pid"
+wait
+rm -rf "$dir"
+"#;
+
+/// How long etcd may take to get ready, in steps of [`STEP`]. Two busy cores need a few seconds.
+const READY_STEPS: u32 = 600;
+const STEP: Duration = Duration::from_millis(100);
+/// How many pairs of ports are tried.
+const PORT_ATTEMPTS: u32 = 10;
+
+/// An etcd of one member, with a data directory of its own. Ends when dropped, or with the tests.
+pub struct EtcdProcess {
+    watchdog: Mutex<Watchdog>,
+    port: u16,
+    log: std::path::PathBuf,
+}
+
+struct Watchdog {
+    child: Child,
+    /// `None` once it is being ended.
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl EtcdProcess {
+    /// The etcd that tests share, each on a prefix of its own. For tests that leave it alone.
+    pub fn shared() -> &'static EtcdProcess {
+        static SHARED: OnceLock<EtcdProcess> = OnceLock::new();
+        SHARED.get_or_init(EtcdProcess::start)
+    }
+
+    /// An etcd of one's own, to be killed or frozen.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// An etcd of one's own with more flags.
+    pub fn start_with(flags: &[&str]) -> Self {
+        for _ in 0..PORT_ATTEMPTS {
+            let process = Self::spawn(flags);
+            match process.wait_ready() {
+                Ok(()) => return process,
+                // Somebody took the port between our look and etcd's.
+                Err(log) if log.contains("address already in use") => {}
+                Err(log) => panic!("etcd did not get ready:\n{log}"),
+            }
+        }
+        panic!("no free port for etcd after {PORT_ATTEMPTS} attempts");
+    }
+
+    fn spawn(flags: &[&str]) -> Self {
+        let binary = etcd_bin_vendored::etcd_bin_path().expect("an etcd for this machine");
+        // The watchdog removes it, after etcd has ended.
+        let dir = tempfile::Builder::new().prefix("onced-etcd-").tempdir().expect("a directory").keep();
+        let (port, peer_port) = (free_port(), free_port());
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let mut child = Command::new("sh")
+            .args(["-c", WATCHDOG, "etcd-watchdog"])
+            .args([dir.as_os_str(), binary.as_os_str()])
+            .arg("--data-dir")
+            .arg(dir.join("data"))
+            .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
+            .args(["--log-level", "warn"])
+            .args(flags)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let answers = BufReader::new(child.stdout.take().expect("its output"));
+        let watchdog = Watchdog { orders: child.stdin.take(), child, answers };
+        let process = Self { watchdog: Mutex::new(watchdog), port, log: dir.join("log") };
+        process.order("start");
+        process
+    }
+
+    /// Where it listens, as host:port.
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A store in it, on a prefix that nobody else has.
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig::new(vec![self.endpoint()], fresh_prefix())
+    }
+
+    /// Ends it as by kill -9. It can be started again.
+    pub fn kill(&self) {
+        self.order("kill");
+    }
+
+    /// Starts it again on the same data and ports, and waits until it serves.
+    pub fn restart(&self) {
+        self.order("start");
+        if let Err(log) = self.wait_ready() {
+            panic!("etcd did not get ready again:\n{log}");
+        }
+    }
+
+    /// Stops it in its tracks, connections open.
+    pub fn freeze(&self) {
+        self.order("freeze");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.order("thaw");
+    }
+
+    fn order(&self, order: &str) {
+        let mut watchdog = self.watchdog.lock().expect("no test panicked while it gave an order");
+        let orders = watchdog.orders.as_mut().expect("it is not dropped");
+        writeln!(orders, "{order}").expect("the watchdog reads orders");
+        let mut answer = String::new();
+        watchdog.answers.read_line(&mut answer).expect("the watchdog answers");
+        assert_eq!(answer.trim(), format!("done: {order}"));
+    }
+
+    /// Waits until etcd serves; else its log.
+    fn wait_ready(&self) -> Result<(), String> {
+        for _ in 0..READY_STEPS {
+            if self.is_healthy() {
+                return Ok(());
+            }
+            let log = self.log();
+            if log.contains("address already in use") {
+                return Err(log);
+            }
+            std::thread::sleep(STEP);
+        }
+        Err(self.log())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn is_healthy(&self) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+            let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+            connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+            connection.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    }
+}
+
+impl Drop for EtcdProcess {
+    fn drop(&mut self) {
+        let watchdog = self.watchdog.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        watchdog.orders = None;
+        let _ = watchdog.child.wait();
+    }
+}
+
+/// A prefix that nobody else has.
+pub fn fresh_prefix() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A port that is free now, below those that the system hands out for outgoing connections.
+fn free_port() -> u16 {
+    (0..1_000)
+        .map(|_| fastrand::u16(10_000..32_000))
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a free port")
+}
