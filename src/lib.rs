@@ -1,6 +1,7 @@
 //! `onced`: a gRPC idempotency coordination service.
 
 pub mod clock;
+pub mod coordinator;
 pub mod record;
 pub mod store;
 

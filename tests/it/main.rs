@@ -3,5 +3,6 @@
 // Clippy knows #[test] functions, but not what they are made of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod coordinator;
 mod store;
 mod support;

@@ -2,4 +2,5 @@
 
 pub mod clock;
 pub mod etcd;
+pub mod faulty;
 pub mod proxy;

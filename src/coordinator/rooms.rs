@@ -1,0 +1,338 @@
+//! The rooms of a server, one per key with callers, and the task around each: it moves messages between the
+//! callers, the store and the pure [`Room`].
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::claimed::Claimed;
+use super::room::{Action, Answer, Event, Room, WaiterId, Wish};
+use super::{Begun, Error, Inner, Patience};
+use crate::clock::{Moment, wall_time};
+use crate::record::{RecordKey, View};
+use crate::store::{Loaded, Watch};
+
+/// What a Begin or Lookup is answered with.
+pub(super) type Reply = Result<Begun, Error>;
+
+/// The latest state of a watched key, and the last word on it.
+pub(super) type LatestView = Option<Result<View, Error>>;
+
+/// The rooms that are open.
+#[derive(Default)]
+pub(super) struct Rooms {
+    open: Mutex<HashMap<RecordKey, mpsc::UnboundedSender<Message>>>,
+    next_waiter: AtomicU64,
+    draining: AtomicBool,
+}
+
+/// A caller's place in a room. Dropped, it leaves the room.
+pub(super) struct Ticket {
+    id: WaiterId,
+    room: mpsc::UnboundedSender<Message>,
+}
+
+enum Message {
+    Arrive { id: WaiterId, wish: Wish, patient: bool, seat: Seat },
+    Event(Event),
+}
+
+/// What the task knows of a waiter.
+struct Seat {
+    arrived: Moment,
+    /// What the call holds while it works; dropped once it only waits.
+    busy: Option<Box<dyn std::any::Any + Send>>,
+    reply: ReplyTo,
+}
+
+enum ReplyTo {
+    Once(oneshot::Sender<Reply>),
+    Views(watch::Sender<LatestView>),
+}
+
+impl Ticket {
+    /// The call's time to wait ran out.
+    fn deadline(&self) {
+        // A closed room has answered everybody.
+        let _ = self.room.send(Message::Event(Event::Deadline(self.id)));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = self.room.send(Message::Event(Event::Leave(self.id)));
+    }
+}
+
+impl Rooms {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, mpsc::UnboundedSender<Message>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the room of a key, if there is one, what this server's own write left.
+    pub(super) fn learned(&self, key: &RecordKey, state: Option<Loaded>) {
+        if let Some(room) = self.lock().get(key) {
+            let _ = room.send(Message::Event(Event::Learned(state)));
+        }
+    }
+
+    /// Answers all waiters with `Draining`, and lets nobody in any more.
+    pub(super) fn drain(&self) {
+        let open = self.lock();
+        self.draining.store(true, Ordering::Relaxed);
+        for room in open.values() {
+            let _ = room.send(Message::Event(Event::Drain));
+        }
+    }
+}
+
+/// Enters the room of `key` and waits for the answer.
+pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patience: Patience) -> Reply {
+    let (reply, mut answer) = oneshot::channel();
+    let patient = patience.until > patience.arrived;
+    let seat = Seat { arrived: patience.arrived, busy: patience.busy, reply: ReplyTo::Once(reply) };
+    let ticket = enter(inner, key, wish, patient, seat)?;
+    let left = patience.until.since(inner.clock.now());
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        () = tokio::time::sleep(left), if patient => {
+            ticket.deadline();
+            answer.await
+        }
+    };
+    answer.unwrap_or(Err(Error::Fault))
+}
+
+/// Enters the room of `key` as a watcher.
+pub(super) fn subscribe(
+    inner: &Arc<Inner>,
+    key: &RecordKey,
+) -> Result<(Ticket, watch::Receiver<LatestView>), Error> {
+    let (reply, views) = watch::channel(None);
+    let seat = Seat { arrived: inner.clock.now(), busy: None, reply: ReplyTo::Views(reply) };
+    Ok((enter(inner, key, Wish::Watch, true, seat)?, views))
+}
+
+fn enter(
+    inner: &Arc<Inner>,
+    key: &RecordKey,
+    wish: Wish,
+    patient: bool,
+    seat: Seat,
+) -> Result<Ticket, Error> {
+    let id = inner.rooms.next_waiter.fetch_add(1, Ordering::Relaxed);
+    let mut message = Message::Arrive { id, wish, patient, seat };
+    let mut open = inner.rooms.lock();
+    if inner.rooms.draining.load(Ordering::Relaxed) {
+        return Err(Error::Draining);
+    }
+    if let Some(room) = open.get(key) {
+        match room.send(message) {
+            Ok(()) => return Ok(Ticket { id, room: room.clone() }),
+            // Its task has died.
+            Err(unsent) => message = unsent.0,
+        }
+    }
+    let (room, messages) = mpsc::unbounded_channel();
+    let _ = room.send(message);
+    open.insert(key.clone(), room.clone());
+    drop(open);
+    let task = RoomTask {
+        inner: Arc::clone(inner),
+        key: key.clone(),
+        room: Room::new(),
+        messages,
+        seats: HashMap::new(),
+        trip: None,
+        starting: None,
+        watch: None,
+    };
+    inner.tasks.spawn_on(task.run(), &inner.runtime);
+    Ok(Ticket { id, room })
+}
+
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct RoomTask {
+    inner: Arc<Inner>,
+    key: RecordKey,
+    room: Room,
+    messages: mpsc::UnboundedReceiver<Message>,
+    seats: HashMap<WaiterId, Seat>,
+    /// The trip to the store under way: when a swap was sent, and what the room is to hear of it.
+    trip: Option<(Moment, Pending<Event>)>,
+    /// The watch that is being set up.
+    starting: Option<Pending<Option<Watch>>>,
+    watch: Option<Watch>,
+}
+
+impl RoomTask {
+    async fn run(mut self) {
+        let mut batch = Vec::new();
+        loop {
+            // Those who arrive together are heard together, so that they share a trip.
+            while let Ok(message) = self.messages.try_recv() {
+                batch.push(message);
+            }
+            if batch.is_empty() {
+                if self.room.is_idle() && self.close() {
+                    return;
+                }
+                if let Some(message) = self.next().await {
+                    batch.push(message);
+                }
+                continue;
+            }
+            for message in batch.drain(..) {
+                self.hear(message);
+            }
+        }
+    }
+
+    /// Waits for what happens next.
+    async fn next(&mut self) -> Option<Message> {
+        let poll = self.inner.settings.poll.mul_f64(0.75 + 0.5 * fastrand::f64());
+        let event = tokio::select! {
+            message = self.messages.recv() => return message,
+            event = pending(self.trip.as_mut().map(|(_, trip)| trip)) => {
+                return Some(Message::Event(event));
+            }
+            watch = pending(self.starting.as_mut()) => {
+                self.starting = None;
+                self.watch = watch;
+                Event::Watching(self.watch.is_some())
+            }
+            () = changed(self.watch.as_mut()) => Event::Hint,
+            () = tokio::time::sleep(poll) => Event::Hint,
+        };
+        Some(Message::Event(event))
+    }
+
+    /// Closes the room unless somebody has just come in.
+    fn close(&mut self) -> bool {
+        let mut open = self.inner.rooms.lock();
+        let empty = self.messages.is_empty();
+        if empty {
+            open.remove(&self.key);
+        }
+        empty
+    }
+
+    fn hear(&mut self, message: Message) {
+        let event = match message {
+            Message::Arrive { id, wish, patient, seat } => {
+                self.seats.insert(id, seat);
+                Event::Arrive { id, wish, patient }
+            }
+            Message::Event(event) => event,
+        };
+        let mut sent_at = None;
+        match &event {
+            Event::Leave(id) => {
+                self.seats.remove(id);
+            }
+            Event::Loaded(_) | Event::Swapped(_) => {
+                sent_at = self.trip.take().map(|(sent_at, _)| sent_at);
+            }
+            _ => {}
+        }
+        for action in self.room.on(event, wall_time()) {
+            self.act(action, sent_at);
+        }
+    }
+
+    fn act(&mut self, action: Action, sent_at: Option<Moment>) {
+        match action {
+            Action::Load => {
+                let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
+                let trip = Box::pin(async move { Event::Loaded(inner.load(&key).await) });
+                self.trip = Some((self.inner.clock.now(), trip));
+            }
+            Action::Swap { expected, next } => {
+                let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
+                let trip =
+                    Box::pin(async move { Event::Swapped(inner.swap(&key, expected, Some(&next)).await) });
+                self.trip = Some((self.inner.clock.now(), trip));
+            }
+            Action::StartWatch => {
+                let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
+                self.starting = Some(Box::pin(async move { inner.watch(&key).await }));
+            }
+            Action::Seated(id) => {
+                if let Some(seat) = self.seats.get_mut(&id) {
+                    seat.busy = None;
+                }
+            }
+            Action::Show(id, view) => {
+                if let Some(Seat { reply: ReplyTo::Views(views), .. }) = self.seats.get(&id) {
+                    views.send_replace(Some(Ok(view)));
+                }
+            }
+            Action::Answer(id, answer) => self.answer(id, answer, sent_at),
+        }
+    }
+
+    fn answer(&mut self, id: WaiterId, answer: Answer, sent_at: Option<Moment>) {
+        let seat = self.seats.remove(&id);
+        let reply = match answer {
+            Answer::Claim { loaded, resumed } => {
+                self.inner.remember(&self.key, &loaded);
+                let arrived = seat.as_ref().map(|seat| seat.arrived);
+                // From sending the swap: the lock was armed no earlier.
+                let waited =
+                    sent_at.zip(arrived).map(|(sent, arrived)| sent.since(arrived)).unwrap_or_default();
+                Ok(Begun::Claimed(Claimed::new(&self.inner, &self.key, loaded, waited, resumed)))
+            }
+            Answer::Standing(view) => Ok(Begun::Standing(view)),
+            Answer::Refused(refusal, current) => {
+                Err(Error::Refused { refusal, current: current.map(Box::new) })
+            }
+            Answer::Failed(error) => Err(Error::Store(error)),
+            Answer::Draining => Err(Error::Draining),
+        };
+        // A claim that finds nobody here is dropped, and so given back.
+        match seat.map(|seat| seat.reply) {
+            Some(ReplyTo::Once(waiter)) => drop(waiter.send(reply)),
+            Some(ReplyTo::Views(views)) => {
+                let last = match reply {
+                    Ok(Begun::Standing(view)) => Ok(view),
+                    Ok(Begun::Claimed(_)) => return,
+                    Err(error) => Err(error),
+                };
+                views.send_replace(Some(last));
+            }
+            None => drop(reply),
+        }
+    }
+}
+
+impl Drop for RoomTask {
+    /// However the task ends: a dead room must not keep callers out. A room closed in order is out already,
+    /// and the key may have another one, whose sender is not closed.
+    fn drop(&mut self) {
+        self.messages.close();
+        let mut open = self.inner.rooms.lock();
+        if open.get(&self.key).is_some_and(mpsc::UnboundedSender::is_closed) {
+            open.remove(&self.key);
+        }
+    }
+}
+
+async fn pending<T>(future: Option<&mut Pending<T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(watch: Option<&mut Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}

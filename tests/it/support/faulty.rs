@@ -1,0 +1,201 @@
+//! A store in front of another that delays, loses and holds back what passes through it, and counts it. Each
+//! server of a test has its own in front of the one they share.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use onced::record::{Key, Namespace, Record, RecordKey};
+use onced::store::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use tokio::sync::Semaphore;
+
+/// What befalls one operation.
+#[derive(Clone)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// It fails before it is applied.
+    FailBefore,
+    /// It is applied, its answer is lost.
+    LoseAnswer,
+    /// It is applied when the gate opens, its answer then comes.
+    HoldBefore(Gate),
+    /// It is applied at once; its answer comes when the gate opens.
+    HoldAnswer(Gate),
+    /// Its answer is lost at once, and it is applied when the gate opens: a write that lands late.
+    LandLate(Gate),
+}
+
+/// Opens once. Tells a test when an operation has come to it.
+#[derive(Clone)]
+pub struct Gate {
+    reached: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    /// A shut gate.
+    pub fn new() -> Self {
+        Self { reached: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+    }
+
+    /// Waits until an operation has come to the gate.
+    pub async fn reached(&self) {
+        self.reached.acquire().await.expect("never closed").forget();
+    }
+
+    /// Lets it pass.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+
+    async fn pass(&self) {
+        self.reached.add_permits(1);
+        self.open.acquire().await.expect("never closed").forget();
+    }
+}
+
+/// The store of one server, faults included.
+pub struct FaultyStore {
+    inner: Arc<dyn RecordStore>,
+    swap_faults: Mutex<VecDeque<Fault>>,
+    load_faults: Mutex<VecDeque<Fault>>,
+    deaf: AtomicBool,
+    loads: AtomicU64,
+    swaps: AtomicU64,
+    /// Signalled when a write that landed late has landed (or lost).
+    landed: Arc<Semaphore>,
+}
+
+impl FaultyStore {
+    /// In front of `inner`, without faults yet.
+    pub fn new(inner: Arc<dyn RecordStore>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            swap_faults: Mutex::default(),
+            load_faults: Mutex::default(),
+            deaf: AtomicBool::new(false),
+            loads: AtomicU64::new(0),
+            swaps: AtomicU64::new(0),
+            landed: Arc::new(Semaphore::new(0)),
+        })
+    }
+
+    /// What befalls the next swaps, in order.
+    pub fn plan_swaps(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.swap_faults.lock().expect("not poisoned").extend(faults);
+    }
+
+    /// What befalls the next loads, in order.
+    pub fn plan_loads(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.load_faults.lock().expect("not poisoned").extend(faults);
+    }
+
+    /// From here on watches tell nothing.
+    pub fn drop_hints(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// How many loads and swaps have been sent.
+    pub fn trips(&self) -> u64 {
+        self.loads.load(Ordering::SeqCst) + self.swaps.load(Ordering::SeqCst)
+    }
+
+    /// How many swaps have been sent.
+    pub fn swaps(&self) -> u64 {
+        self.swaps.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a write that was to land late has met the store.
+    pub async fn landed(&self) {
+        self.landed.acquire().await.expect("never closed").forget();
+    }
+
+    fn next(faults: &Mutex<VecDeque<Fault>>) -> Fault {
+        faults.lock().expect("not poisoned").pop_front().unwrap_or(Fault::None)
+    }
+}
+
+fn lost() -> StoreError {
+    StoreError::OutcomeUnknown("the answer was lost (planned)".to_owned())
+}
+
+fn failed() -> StoreError {
+    StoreError::NotApplied("it was not sent (planned)".to_owned())
+}
+
+#[async_trait]
+impl RecordStore for FaultyStore {
+    async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        match Self::next(&self.load_faults) {
+            Fault::None => self.inner.load(key).await,
+            Fault::FailBefore | Fault::LoseAnswer | Fault::LandLate(_) => Err(failed()),
+            Fault::HoldBefore(gate) => {
+                gate.pass().await;
+                self.inner.load(key).await
+            }
+            Fault::HoldAnswer(gate) => {
+                let answer = self.inner.load(key).await;
+                gate.pass().await;
+                answer
+            }
+        }
+    }
+
+    async fn swap(
+        &self,
+        key: &RecordKey,
+        expected: Expected,
+        next: Option<&Record>,
+    ) -> Result<Swapped, StoreError> {
+        self.swaps.fetch_add(1, Ordering::SeqCst);
+        match Self::next(&self.swap_faults) {
+            Fault::None => self.inner.swap(key, expected, next).await,
+            Fault::FailBefore => Err(failed()),
+            Fault::LoseAnswer => {
+                self.inner.swap(key, expected, next).await?;
+                Err(lost())
+            }
+            Fault::HoldBefore(gate) => {
+                gate.pass().await;
+                self.inner.swap(key, expected, next).await
+            }
+            Fault::HoldAnswer(gate) => {
+                let answer = self.inner.swap(key, expected, next).await;
+                gate.pass().await;
+                answer
+            }
+            Fault::LandLate(gate) => {
+                let (inner, landed) = (Arc::clone(&self.inner), Arc::clone(&self.landed));
+                let (key, next) = (key.clone(), next.cloned());
+                tokio::spawn(async move {
+                    gate.pass().await;
+                    let _ = inner.swap(&key, expected, next.as_ref()).await;
+                    landed.add_permits(1);
+                });
+                Err(lost())
+            }
+        }
+    }
+
+    async fn watch(&self, key: &RecordKey) -> Result<Watch, StoreError> {
+        if !self.deaf.load(Ordering::SeqCst) {
+            return self.inner.watch(key).await;
+        }
+        // A watch of a key that nobody touches.
+        let key = Key::new("a key that nobody touches").expect("a key");
+        let namespace = Namespace::new("nobody").expect("a namespace");
+        self.inner.watch(&RecordKey { namespace, key }).await
+    }
+
+    async fn scan(
+        &self,
+        namespace: &Namespace,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        self.inner.scan(namespace, after, limit).await
+    }
+}
