@@ -1,9 +1,13 @@
 //! `onced`: a gRPC idempotency coordination service.
 
 pub mod clock;
+pub mod config;
 pub mod coordinator;
 pub mod record;
+pub mod rpc;
+pub mod server;
 pub mod store;
+pub mod telemetry;
 
 /// Code generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -3,6 +3,8 @@
 // Clippy knows #[test] functions, but not what they are made of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod contract;
 mod coordinator;
+mod server;
 mod store;
 mod support;

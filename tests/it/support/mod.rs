@@ -1,6 +1,9 @@
 //! What the tests stand on.
 
+pub mod caller;
 pub mod clock;
 pub mod etcd;
 pub mod faulty;
 pub mod proxy;
+pub mod server;
+pub mod stores;

@@ -1,0 +1,191 @@
+//! One call and its answer, whichever way it came: what unary handlers and sessions both drive.
+
+use onced_client::v1;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::failure::Failure;
+use crate::clock::Moment;
+use crate::coordinator::Claimed;
+
+/// A call on its way through the layers.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// When, and for how long.
+    pub context: Context,
+    /// The places it takes up; the limit layer fills them in.
+    pub places: Places,
+}
+
+/// The circumstances of a call. The identity of the caller will stand here too.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// When the call arrived at the server.
+    pub arrived: Moment,
+    /// When nobody waits for the answer any more.
+    pub deadline: Option<Moment>,
+}
+
+/// The places that a call takes up under the server's limits, free again when dropped.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// For being at work.
+    pub busy: Option<OwnedSemaphorePermit>,
+    /// For waiting; without one the call does not wait.
+    pub waiting: Option<OwnedSemaphorePermit>,
+}
+
+/// An answer on its way back.
+#[derive(Debug)]
+pub struct Answer {
+    /// The message.
+    pub response: Response,
+    /// The claim that the message carries, which must be told when it leaves.
+    pub claim: Option<Claimed>,
+}
+
+macro_rules! calls {
+    ($($name:ident($request:ident) -> $response:ident;)*) => {
+        /// What can be asked.
+        #[derive(Debug)]
+        pub enum Request {
+            $(
+                #[doc = concat!("A ", stringify!($name), ".")]
+                $name(v1::$request),
+            )*
+        }
+
+        /// What can be answered.
+        #[derive(Debug)]
+        pub enum Response {
+            $(
+                #[doc = concat!("To a ", stringify!($name), ".")]
+                $name(v1::$response),
+            )*
+        }
+
+        impl Request {
+            /// The name of the RPC.
+            pub fn rpc(&self) -> &'static str {
+                match self {
+                    $(Request::$name(_) => stringify!($name),)*
+                }
+            }
+
+            /// The namespace and the key, unchecked. A List has no key.
+            pub fn name(&self) -> (&str, &str) {
+                match self {
+                    $(Request::$name(request) => (&request.namespace, Keyed::key(request)),)*
+                }
+            }
+        }
+
+        $(
+            impl From<v1::$request> for Request {
+                fn from(request: v1::$request) -> Self {
+                    Request::$name(request)
+                }
+            }
+
+            impl From<v1::$response> for Answer {
+                fn from(response: v1::$response) -> Self {
+                    Answer { response: Response::$name(response), claim: None }
+                }
+            }
+
+            impl TryFrom<Response> for v1::$response {
+                type Error = Failure;
+
+                fn try_from(response: Response) -> Result<Self, Failure> {
+                    match response {
+                        Response::$name(response) => Ok(response),
+                        _ => Err(Failure::Internal("an answer of another kind than the call")),
+                    }
+                }
+            }
+        )*
+    };
+}
+
+calls! {
+    Begin(BeginRequest) -> BeginResponse;
+    Complete(CompleteRequest) -> CompleteResponse;
+    Renew(RenewRequest) -> RenewResponse;
+    Release(ReleaseRequest) -> ReleaseResponse;
+    Lookup(LookupRequest) -> LookupResponse;
+    List(ListRequest) -> ListResponse;
+    Resolve(ResolveRequest) -> ResolveResponse;
+    Delete(DeleteRequest) -> DeleteResponse;
+}
+
+/// A request that may name a key.
+trait Keyed {
+    fn key(&self) -> &str;
+}
+
+macro_rules! keyed {
+    ($($request:ident)*) => {
+        $(impl Keyed for v1::$request {
+            fn key(&self) -> &str {
+                &self.key
+            }
+        })*
+    };
+}
+
+keyed!(BeginRequest CompleteRequest RenewRequest ReleaseRequest LookupRequest ResolveRequest DeleteRequest);
+
+impl Keyed for v1::ListRequest {
+    fn key(&self) -> &str {
+        ""
+    }
+}
+
+impl Request {
+    /// Whether a holder sends it: such calls keep a claim alive or end it, and have capacity of their own.
+    pub fn is_of_holder(&self) -> bool {
+        match self {
+            Request::Complete(_) | Request::Renew(_) | Request::Release(_) => true,
+            Request::Begin(_)
+            | Request::Lookup(_)
+            | Request::List(_)
+            | Request::Resolve(_)
+            | Request::Delete(_) => false,
+        }
+    }
+
+    /// Whether it asks to wait.
+    pub fn asks_to_wait(&self) -> bool {
+        match self {
+            Request::Begin(v1::BeginRequest { wait, .. })
+            | Request::Lookup(v1::LookupRequest { wait, .. }) => {
+                wait.is_some_and(|wait| wait != prost_types::Duration::default())
+            }
+            Request::Complete(_)
+            | Request::Renew(_)
+            | Request::Release(_)
+            | Request::List(_)
+            | Request::Resolve(_)
+            | Request::Delete(_) => false,
+        }
+    }
+}
+
+impl Answer {
+    /// The answer in a session's form, with the claim that it carries.
+    pub fn into_session(self) -> (v1::session_response::Answer, Option<Claimed>) {
+        use v1::session_response::Answer as Session;
+        let answer = match self.response {
+            Response::Begin(response) => Session::Begin(response),
+            Response::Complete(response) => Session::Complete(response),
+            Response::Renew(response) => Session::Renew(response),
+            Response::Release(response) => Session::Release(response),
+            Response::Lookup(response) => Session::Lookup(response),
+            Response::List(_) | Response::Resolve(_) | Response::Delete(_) => {
+                Session::Error(Failure::Internal("an answer that no session call has").to_rpc_status())
+            }
+        };
+        (answer, self.claim)
+    }
+}

@@ -1,0 +1,341 @@
+//! The outermost layer, at the level of HTTP, around tonic's own code: it notes when a call arrived and until
+//! when it has time, gives a reason to the answers that tonic makes by itself, turns panics into answers, and
+//! tells a claim that it leaves.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Uri};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use onced_client::v1::ErrorReason;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::panic::{PANICKED, text};
+use crate::clock::{Clock, Moment};
+use crate::coordinator::Claimed;
+use crate::rpc::failure::Failure;
+
+/// The header by which gRPC sends the time that a caller has.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+/// The services whose every error has a reason. The standard ones (health, reflection) have their own ways.
+const OUR_SERVICES: &str = "/onced.v1.";
+
+/// When an HTTP request arrived, and until when its caller waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// When it arrived.
+    pub at: Moment,
+    /// By when its caller wants the answer.
+    pub deadline: Option<Moment>,
+}
+
+/// A claim on its way out: it travels in the extensions of a response, which must be `Clone`. Dropped with the
+/// response, it is given back.
+#[derive(Clone)]
+pub struct Outbound(Arc<Mutex<Option<Claimed>>>);
+
+impl Outbound {
+    /// A claim that leaves with a response.
+    pub fn new(claim: Claimed) -> Self {
+        Self(Arc::new(Mutex::new(Some(claim))))
+    }
+
+    fn take(&self) -> Option<Claimed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Puts an [`Edge`] around routes.
+#[derive(Clone)]
+pub struct EdgeLayer {
+    pub clock: Clock,
+}
+
+impl<S> tower::Layer<S> for EdgeLayer {
+    type Service = Edge<S>;
+
+    fn layer(&self, inner: S) -> Edge<S> {
+        Edge { inner, clock: self.clock.clone() }
+    }
+}
+
+/// The edge of the server.
+#[derive(Clone)]
+pub struct Edge<S> {
+    inner: S,
+    clock: Clock,
+}
+
+impl<S, Q, A> tower::Service<http::Request<Q>> for Edge<S>
+where
+    S: tower::Service<http::Request<Q>, Response = http::Response<A>, Error = Infallible>,
+    S::Future: Send + 'static,
+    A: HttpBody<Data = Bytes> + Send + 'static,
+    A::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = http::Response<EdgeBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Q>) -> Self::Future {
+        let at = self.clock.now();
+        let timeout = match timeout(request.headers()) {
+            Ok(timeout) => timeout,
+            Err(failure) => return Box::pin(async move { Ok(refusal(&failure)) }),
+        };
+        let deadline = timeout.map(|timeout| at + timeout);
+        request.extensions_mut().insert(Arrival { at, deadline });
+        let uri = request.uri().clone();
+        let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        let caught = async move {
+            match answering {
+                Ok(answering) => AssertUnwindSafe(answering).catch_unwind().await,
+                Err(panic) => Err(panic),
+            }
+        };
+        Box::pin(async move {
+            let caught = match timeout {
+                // The layers further in keep it too, but see no request that has not come to its end.
+                Some(timeout) => tokio::time::timeout(timeout, caught).await,
+                None => Ok(caught.await),
+            };
+            Ok(match caught {
+                Ok(Ok(Ok(response))) => finish(response.map(Body::new), &uri),
+                Ok(Err(panic)) => {
+                    log(&*panic);
+                    refusal(&PANICKED)
+                }
+                Err(_) => refusal(&Failure::DeadlineExceeded),
+            })
+        })
+    }
+}
+
+/// Reads gRPC's timeout: up to eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
+    let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
+    let parse = |value: &str| {
+        let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+        if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
+        }
+        let amount: u64 = digits.parse().ok()?;
+        match unit {
+            "H" => Some(Duration::from_secs(amount * 3_600)),
+            "M" => Some(Duration::from_secs(amount * 60)),
+            "S" => Some(Duration::from_secs(amount)),
+            "m" => Some(Duration::from_millis(amount)),
+            "u" => Some(Duration::from_micros(amount)),
+            "n" => Some(Duration::from_nanos(amount)),
+            _ => None,
+        }
+    };
+    value.to_str().ok().and_then(parse).map(Some).ok_or_else(|| {
+        let limit = "must be 1 to 8 digits and one of H, M, S, m, u, n";
+        let sent = format!("{} bytes", value.len());
+        Failure::invalid(ErrorReason::RequestMalformed, TIMEOUT_HEADER, limit, sent)
+    })
+}
+
+/// An answer that is nothing but a status.
+fn refusal(failure: &Failure) -> http::Response<EdgeBody> {
+    failure.to_status().into_http::<Body>().map(|body| EdgeBody::new(body, None))
+}
+
+/// The answer as it leaves.
+fn finish(mut response: http::Response<Body>, uri: &Uri) -> http::Response<EdgeBody> {
+    if let Some(failure) = Status::from_header_map(response.headers()).and_then(|status| bare(&status, uri)) {
+        return refusal(&failure);
+    }
+    let claim = response.extensions_mut().remove::<Outbound>().and_then(|outbound| outbound.take());
+    response.map(|body| EdgeBody::new(body, claim))
+}
+
+/// The failure behind a status that tonic made by itself, without a reason; `None` for any other.
+fn bare(status: &Status, uri: &Uri) -> Option<Failure> {
+    let ours = uri.path().starts_with(OUR_SERVICES);
+    if !status.details().is_empty() || !(ours || status.code() == Code::Unimplemented) {
+        return None;
+    }
+    match status.code() {
+        Code::Ok => None,
+        // Unknown methods come without a text.
+        Code::Unimplemented if status.message().is_empty() => {
+            Some(Failure::UnknownMethod(uri.path().chars().take(200).collect()))
+        }
+        Code::Unimplemented => Some(Failure::UnknownEncoding(status.message().to_owned())),
+        _ => Some(undecodable(status)),
+    }
+}
+
+/// The failure behind an error of reading a request, which tonic tells in a status of its own making.
+pub fn undecodable(status: &Status) -> Failure {
+    tracing::debug!(code = ?status.code(), text = status.message(), "a request could not be read");
+    let malformed =
+        |limit: &str, sent: &str| Failure::invalid(ErrorReason::RequestMalformed, "request", limit, sent);
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => {
+            malformed("must be within the server's limit for a message", status.message())
+        }
+        Code::Cancelled => Failure::Cancelled,
+        Code::DeadlineExceeded => Failure::DeadlineExceeded,
+        Code::Internal | Code::InvalidArgument | Code::DataLoss => {
+            malformed("must be one message of the method's request type", "none, or bytes that are not one")
+        }
+        Code::Ok
+        | Code::Unknown
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Unavailable
+        | Code::Unauthenticated => malformed("must arrive whole", "a request that broke off"),
+    }
+}
+
+fn log(panic: &(dyn Any + Send)) {
+    tracing::error!(panic = text(panic), "an HTTP request panicked: a fault of the server");
+}
+
+/// The body of an answer.
+pub struct EdgeBody {
+    body: Body,
+    /// The claim that the body carries. It counts as delivered when the first bytes are handed to HTTP/2, which
+    /// from then on may send them: not earlier, so that the claim of a caller who hung up meanwhile is given
+    /// back (its body is dropped unread), and not later, when the caller may already be at work. The headers
+    /// that leave before say nothing of the claim.
+    claim: Option<Claimed>,
+    ended: bool,
+}
+
+impl EdgeBody {
+    /// A body, and the claim that it carries.
+    pub fn new(body: Body, claim: Option<Claimed>) -> Self {
+        Self { body, claim, ended: false }
+    }
+}
+
+impl HttpBody for EdgeBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.body).poll_frame(context)));
+        match polled {
+            Ok(Poll::Ready(Some(Ok(frame)))) => {
+                if frame.is_data()
+                    && let Some(mut claim) = self.claim.take()
+                {
+                    claim.delivered();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Ok(other) => other,
+            Err(panic) => {
+                log(&*panic);
+                self.ended = true;
+                let mut trailers = HeaderMap::new();
+                Poll::Ready(Some(
+                    PANICKED.to_status().add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
+                ))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(value: &str) -> Result<Option<Duration>, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(TIMEOUT_HEADER, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        timeout(&headers)
+    }
+
+    #[test]
+    fn a_timeout_is_read_in_each_unit() {
+        let cases =
+            [("2H", 7_200_000), ("3M", 180_000), ("4S", 4_000), ("5m", 5), ("6000u", 6), ("7000000n", 7)];
+        for (value, ms) in cases {
+            assert_eq!(sent(value), Ok(Some(Duration::from_millis(ms))), "{value}");
+        }
+        assert_eq!(sent("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+    }
+
+    #[test]
+    fn a_malformed_timeout_is_refused() {
+        for value in ["", "S", "5", "5s", "-5S", "+5S", "5.5S", "123456789S", "5 S", "\u{e9}S", "5\u{e9}"] {
+            let failure = sent(value).unwrap_err();
+            assert_eq!(failure.reason(), ErrorReason::RequestMalformed, "{value:?}");
+        }
+    }
+
+    struct Bomb;
+
+    impl HttpBody for Bomb {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            panic!("in the body");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_body_ends_it_with_internal() {
+        use http_body_util::BodyExt;
+        let mut body = EdgeBody::new(Body::new(Bomb), None);
+        let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::Internal);
+        assert!(body.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_service_is_answered_with_internal() {
+        let service = tower::service_fn(|_: http::Request<Body>| async {
+            if true {
+                panic!("in the service");
+            }
+            Ok::<_, Infallible>(http::Response::new(Body::empty()))
+        });
+        let mut edge = tower::Layer::layer(&EdgeLayer { clock: Clock::system() }, service);
+        let response = tower::Service::call(&mut edge, http::Request::new(Body::empty())).await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.details().is_empty());
+    }
+}

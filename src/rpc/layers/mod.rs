@@ -1,0 +1,35 @@
+//! What every call goes through before and after its handler.
+
+mod deadline;
+pub mod edge;
+pub mod limit;
+mod panic;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use std::sync::Arc;
+
+use super::Settings;
+use super::handler::Handler;
+use crate::clock::Clock;
+use crate::coordinator::Coordinator;
+
+pub use limit::Limits;
+
+/// The handler with its layers.
+pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<Handler>>>>;
+
+/// Puts the layers around a handler, the innermost first: whatever happens is traced, a panic anywhere becomes
+/// an answer, and the time to get a place counts against the deadline.
+pub fn stack(coordinator: Coordinator, clock: &Clock, settings: &Arc<Settings>, limits: &Limits) -> Stack {
+    let handler = Handler { coordinator, clock: clock.clone(), settings: Arc::clone(settings) };
+    let limit = limit::Limit { inner: handler, limits: limits.clone() };
+    let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
+    let panic = panic::Panic { inner: deadline };
+    trace::Trace { inner: panic, clock: clock.clone() }
+}
+
+/// The future of every layer.
+type Answering =
+    futures_util::future::BoxFuture<'static, Result<super::call::Answer, super::failure::Failure>>;

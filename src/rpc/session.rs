@@ -1,0 +1,236 @@
+//! Session: many calls on one stream, through the same layers as unary ones, answered as they finish.
+//!
+//! One task drives a session. It reads calls, polls all that are open, and hands each finished one to the
+//! outgoing stream. Whether the client reads its answers or not, open calls go on, for a holder's Complete must
+//! not wait for somebody's slow reading; what keeps a client from piling up answers is that each message it
+//! sends takes a turn, free again when the answer has left, and that no message is read without one.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use futures_util::future::{AbortHandle, Abortable, BoxFuture};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use onced_client::v1::{self, ErrorReason, session_request, session_response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use tower::Service as _;
+
+use super::call::{Answer, Call, Context, Places, Request};
+use super::convert::request;
+use super::failure::{Failure, Limit};
+use super::layers::Stack;
+use super::layers::edge::undecodable;
+use crate::clock::{Clock, Moment};
+
+/// The turns beyond those of open calls: for messages that are answered at once, with an error.
+const SPARE_TURNS: usize = 16;
+
+/// What a session needs.
+pub struct Session {
+    pub stack: Stack,
+    pub clock: Clock,
+    /// When the client wants the whole session to end.
+    pub deadline: Option<Moment>,
+    pub drain: CancellationToken,
+    /// How many calls may be open at once.
+    pub max_calls: usize,
+}
+
+/// The outgoing stream of a session. Dropped, it ends the session, and with it every open call; a claim that
+/// has not left is given back by its own drop.
+pub struct Answers {
+    finished: mpsc::UnboundedReceiver<Outgoing>,
+    ended: bool,
+}
+
+/// What leaves a session.
+#[allow(clippy::large_enum_variant)] // All but the last one are answers.
+pub enum Outgoing {
+    /// A call is answered; the turn is kept until the answer leaves.
+    Answer(u64, Result<Answer, Failure>, #[allow(dead_code)] OwnedSemaphorePermit),
+    /// Everything is answered, and the session closes: for this cause, if not at the client's wish.
+    End(Option<Failure>),
+}
+
+/// An open call; `None` once it is cancelled.
+type OpenCall = BoxFuture<'static, (u64, Option<Result<Answer, Failure>>, OwnedSemaphorePermit)>;
+
+impl Session {
+    /// Starts a session on the stream of its calls.
+    pub fn open(self, incoming: Streaming<v1::SessionRequest>) -> Answers {
+        // Unbounded, as the turns bound it.
+        let (finished, answers) = mpsc::unbounded_channel();
+        let turns =
+            Arc::new(Semaphore::new(self.max_calls.saturating_add(SPARE_TURNS).min(Semaphore::MAX_PERMITS)));
+        let driver = Driver { session: self, incoming, finished, turns, turn: None, open: HashMap::new() };
+        tokio::spawn(driver.run());
+        Answers::new(answers)
+    }
+}
+
+struct Driver {
+    session: Session,
+    incoming: Streaming<v1::SessionRequest>,
+    finished: mpsc::UnboundedSender<Outgoing>,
+    turns: Arc<Semaphore>,
+    /// The turn of the next message to read.
+    turn: Option<OwnedSemaphorePermit>,
+    /// The calls that are not answered, each with what cancels it.
+    open: HashMap<u64, AbortHandle>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let mut calls = FuturesUnordered::<OpenCall>::new();
+        let client = self.finished.clone();
+        let drain = self.session.drain.clone();
+        let deadline = self.session.deadline.map(|deadline| deadline.since(self.session.clock.now()));
+        let mut deadline = std::pin::pin!(async move {
+            match deadline {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        });
+        // Why no more calls are read, once none are.
+        let mut closing: Option<Option<Failure>> = None;
+        while closing.is_none() || !calls.is_empty() {
+            tokio::select! {
+                () = client.closed() => return,
+                Some((id, result, turn)) = calls.next() => {
+                    self.open.remove(&id);
+                    self.answer(id, result.unwrap_or(Err(Failure::Cancelled)), turn);
+                }
+                () = drain.cancelled(), if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
+                () = &mut deadline, if closing.is_none() => closing = Some(Some(Failure::DeadlineExceeded)),
+                read = self.read(), if closing.is_none() => match read {
+                    Ok(Some((message, turn))) => self.take(message, turn, &calls),
+                    Ok(None) => closing = Some(None),
+                    Err(status) => closing = Some(Some(undecodable(&status))),
+                },
+            }
+        }
+        // The client may be gone: then there is nobody to tell.
+        let _ = self.finished.send(Outgoing::End(closing.flatten()));
+    }
+
+    /// Reads the next message, when there is a turn for it. May be dropped and called again.
+    async fn read(&mut self) -> Result<Option<(v1::SessionRequest, OwnedSemaphorePermit)>, Status> {
+        if self.turn.is_none() {
+            // The semaphore is never closed.
+            self.turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+        }
+        let message = self.incoming.message().await?;
+        Ok(message.and_then(|message| Some((message, self.turn.take()?))))
+    }
+
+    /// Opens a call, cancels one, or answers at once that neither can be.
+    fn take(
+        &mut self,
+        message: v1::SessionRequest,
+        turn: OwnedSemaphorePermit,
+        calls: &FuturesUnordered<OpenCall>,
+    ) {
+        use session_request::Call as Sent;
+        let v1::SessionRequest { id, timeout, call } = message;
+        let request: Request = match call {
+            Some(Sent::Begin(request)) => request.into(),
+            Some(Sent::Complete(request)) => request.into(),
+            Some(Sent::Renew(request)) => request.into(),
+            Some(Sent::Release(request)) => request.into(),
+            Some(Sent::Lookup(request)) => request.into(),
+            Some(Sent::Cancel(v1::CancelCall {})) => {
+                // A call that is not open has been answered: the cancel came too late, and has no answer.
+                if let Some(call) = self.open.get(&id) {
+                    call.abort();
+                }
+                return;
+            }
+            None => {
+                let limit = "must be a call that this server knows";
+                let failure = Failure::invalid(ErrorReason::CallRequired, "call", limit, "none");
+                return self.answer(id, Err(failure), turn);
+            }
+        };
+        match self.context(id, timeout) {
+            Ok(context) => {
+                calls.push(self.start(id, Call { request, context, places: Places::default() }, turn))
+            }
+            Err(failure) => self.answer(id, Err(failure), turn),
+        }
+    }
+
+    /// Whether another call may be opened, and its circumstances.
+    fn context(&self, id: u64, timeout: Option<prost_types::Duration>) -> Result<Context, Failure> {
+        if self.open.contains_key(&id) {
+            let limit = "must differ from the ids of all open calls";
+            return Err(Failure::invalid(ErrorReason::CallIdInUse, "id", limit, id.to_string()));
+        }
+        let max = self.session.max_calls;
+        if self.open.len() >= max {
+            return Err(Failure::Overloaded(Limit::Session(max)));
+        }
+        let timeout = request::timeout(timeout)?;
+        let arrived = self.session.clock.now();
+        let deadline = timeout.map(|timeout| arrived + timeout);
+        let earliest = [deadline, self.session.deadline].into_iter().flatten().min();
+        Ok(Context { arrived, deadline: earliest })
+    }
+
+    fn start(&mut self, id: u64, call: Call, turn: OwnedSemaphorePermit) -> OpenCall {
+        let (cancel, cancelled) = AbortHandle::new_pair();
+        self.open.insert(id, cancel);
+        let answering = Abortable::new(self.session.stack.call(call), cancelled);
+        Box::pin(async move { (id, answering.await.ok(), turn) })
+    }
+
+    fn answer(&self, id: u64, result: Result<Answer, Failure>, turn: OwnedSemaphorePermit) {
+        // The client may be gone: the answer is dropped, and a claim in it given back.
+        let _ = self.finished.send(Outgoing::Answer(id, result, turn));
+    }
+}
+
+impl Answers {
+    /// A stream of what is finished.
+    pub fn new(finished: mpsc::UnboundedReceiver<Outgoing>) -> Self {
+        Self { finished, ended: false }
+    }
+}
+
+impl futures_util::Stream for Answers {
+    type Item = Result<v1::SessionResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(outgoing) = self.finished.poll_recv(context) else { return Poll::Pending };
+        let failure = match outgoing {
+            Some(Outgoing::Answer(id, result, _turn)) => return Poll::Ready(Some(Ok(message(id, result)))),
+            Some(Outgoing::End(None)) => None,
+            Some(Outgoing::End(Some(failure))) => Some(failure),
+            None => Some(Failure::Internal("the session broke off")),
+        };
+        self.ended = true;
+        Poll::Ready(failure.map(|failure| Err(failure.to_status())))
+    }
+}
+
+/// The message that leaves now. A claim in it counts as delivered from here on: the encoder takes the message
+/// and may send it at once. What has not been asked for by then is dropped with the stream, and its claim given
+/// back.
+fn message(id: u64, result: Result<Answer, Failure>) -> v1::SessionResponse {
+    let answer = match result {
+        Ok(answer) => {
+            let (answer, claim) = answer.into_session();
+            if let Some(mut claim) = claim {
+                claim.delivered();
+            }
+            answer
+        }
+        Err(failure) => session_response::Answer::Error(failure.to_rpc_status()),
+    };
+    v1::SessionResponse { id, answer: Some(answer) }
+}

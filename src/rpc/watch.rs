@@ -1,0 +1,83 @@
+//! Watch: the states of a key as a stream. A client that goes away drops the stream, and with it everything.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::stream;
+use onced_client::v1;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::convert::{request, response};
+use super::failure::Failure;
+use crate::clock::{Clock, Moment};
+use crate::coordinator::{Coordinator, Error, Views};
+use crate::record::RecordKey;
+
+/// The answers of a watch.
+pub type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+
+/// What a watch needs.
+pub struct Watch {
+    pub clock: Clock,
+    /// When its caller has enough.
+    pub deadline: Option<Moment>,
+    pub drain: CancellationToken,
+    /// Its place under the limit of waiting calls.
+    pub _place: OwnedSemaphorePermit,
+}
+
+impl Watch {
+    /// Starts watching.
+    ///
+    /// # Errors
+    /// If the request is wrong, or the server shuts down.
+    pub fn open(self, coordinator: &Coordinator, request: &v1::WatchRequest) -> Result<Stream, Failure> {
+        let key = request::watch(request)?;
+        let views = coordinator.watch(&key)?;
+        // The stream is asked for one state at a time, when the client has taken the one before: a slow client
+        // skips states and piles up nothing.
+        let states = stream::unfold(Some((self, views)), move |open| {
+            let key = key.clone();
+            async move {
+                let (mut watch, mut views) = open?;
+                match watch.next(&mut views).await? {
+                    Ok(state) => Some((Ok(state), Some((watch, views)))),
+                    Err(failure) => {
+                        log(&key, &failure);
+                        Some((Err(failure.to_status()), None))
+                    }
+                }
+            }
+        });
+        Ok(Box::pin(states))
+    }
+
+    async fn next(&mut self, views: &mut Views) -> Option<Result<v1::WatchResponse, Failure>> {
+        let end = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep(deadline.since(self.clock.now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        let view = tokio::select! {
+            biased;
+            view = views.next() => view?,
+            () = self.drain.cancelled() => return Some(Err(Failure::DRAINING)),
+            () = end => return Some(Err(Failure::DeadlineExceeded)),
+        };
+        Some(match view {
+            Ok(view) => response::watch(&view, Duration::ZERO)
+                .map(|record| v1::WatchResponse { record: Some(record) })
+                .ok_or(Failure::Internal("the record contradicts itself")),
+            Err(error) => Err(error.into()),
+        })
+    }
+}
+
+fn log(key: &RecordKey, failure: &Failure) {
+    if let Failure::Coordinator(Error::Store(error)) = failure {
+        tracing::warn!(rpc = "Watch", ?key, %error, "the store failed");
+    }
+}

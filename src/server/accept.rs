@@ -1,0 +1,215 @@
+//! The accept loop and its connections. What tonic's own server leaves open is closed here: TCP_NODELAY is
+//! set, connections and their streams are counted, silent sockets are let go, running out of files does not
+//! spin.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+/// What every HTTP/2 connection starts with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What one who speaks HTTP/1 is told.
+const NOT_HTTP2: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
+    This is onced: it speaks gRPC, over HTTP/2 without TLS.\n";
+/// How long accepting pauses after it failed, as it does when files run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// What a stream may send before it is read: room for the largest request.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// What a connection may send before it is read.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// What connections may do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How many there may be at a time. More are closed as soon as they are accepted, so that their clients
+    /// try another server at once.
+    pub connections: usize,
+    /// How many calls, waiting ones included, a connection may have open.
+    pub streams_per_connection: u32,
+    /// How long a new connection may take to say that it speaks HTTP/2.
+    pub handshake: Duration,
+    /// How often a connection is asked whether its client is still there.
+    pub keepalive_interval: Duration,
+    /// How long the client may take to answer that.
+    pub keepalive_timeout: Duration,
+    /// The largest header list of a request, in bytes.
+    pub header_list_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8_192,
+            streams_per_connection: 2_048,
+            handshake: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
+            header_list_bytes: 16 << 10,
+        }
+    }
+}
+
+/// The connections of a server.
+pub(super) struct Connections {
+    routes: Routes,
+    http: http2::Builder<TokioExecutor>,
+    limits: Limits,
+    free: Arc<Semaphore>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    dropped: CancellationToken,
+}
+
+impl Connections {
+    /// Connections to `routes`, none yet; they end once idle after `draining` was cancelled.
+    pub(super) fn new(routes: Routes, limits: Limits, draining: CancellationToken) -> Self {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams_per_connection)
+            .keep_alive_interval(limits.keepalive_interval)
+            .keep_alive_timeout(limits.keepalive_timeout)
+            .max_header_list_size(limits.header_list_bytes)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        let free = Arc::new(Semaphore::new(limits.connections));
+        let (tasks, dropped) = (TaskTracker::new(), CancellationToken::new());
+        Self { routes, http, limits, free, tasks, draining, dropped }
+    }
+
+    /// Accepts and serves connections; never ends.
+    pub(super) async fn accept(&self, listener: &TcpListener) {
+        let mut refused = 0_u64;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => match Arc::clone(&self.free).try_acquire_owned() {
+                    Ok(place) => {
+                        self.tasks.spawn(self.connection(stream, peer, place));
+                    }
+                    Err(_) => {
+                        refused += 1;
+                        // Each power of two: a flood of connections must not become a flood of lines.
+                        if refused.is_power_of_two() {
+                            let limit = self.limits.connections;
+                            tracing::warn!(%peer, refused, limit, "too many connections: refused");
+                        }
+                    }
+                },
+                Err(error) if is_of_one_connection(&error) => {
+                    tracing::debug!(%error, "lost a new connection")
+                }
+                Err(error) => {
+                    // Out of files, most likely. The next attempt would fail at once too, so do not spin.
+                    tracing::error!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// How many connections are open.
+    pub(super) fn open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Tells every connection to end once its calls are answered.
+    pub(super) fn start_drain(&self) {
+        self.draining.cancel();
+        self.tasks.close();
+    }
+
+    /// Waits for the end of all connections.
+    pub(super) async fn drained(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// Drops what connections are left.
+    pub(super) fn drop_all(&self) {
+        self.dropped.cancel();
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        place: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + use<> {
+        let (http, service) = (self.http.clone(), TowerToHyperService::new(self.routes.clone()));
+        let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
+        let handshake = self.limits.handshake;
+        async move {
+            let _place = place;
+            // Without it, an answer in two segments waits 40 ms for the client's delayed acknowledgement.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%peer, %error, "lost a new connection");
+                return;
+            }
+            // TLS, once there is any, is accepted here, under the same deadline.
+            let opened = tokio::select! {
+                opened = tokio::time::timeout(handshake, open_http2(stream)) => opened,
+                // It has sent nothing that could be answered.
+                () = draining.cancelled() => return,
+            };
+            let io = match opened {
+                Ok(Ok(io)) => io,
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "not an HTTP/2 connection"),
+                Err(_) => return tracing::debug!(%peer, "a silent connection was let go"),
+            };
+            let connection = http.serve_connection(TokioIo::new(io), service);
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = draining.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = dropped.cancelled() => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "a connection broke");
+            }
+        }
+    }
+}
+
+/// Whether an accept failed for a reason that went with its connection.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Reads the preface of HTTP/2, and hands back the stream with it: hyper itself waits for it without end.
+/// Whoever speaks otherwise is told so.
+async fn open_http2(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+    let (mut reader, mut writer) = stream.into_split();
+    let mut preface = [0; PREFACE.len()];
+    let mut filled = 0;
+    while filled < preface.len() {
+        let read = reader.read(&mut preface[filled..]).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        filled += read;
+        if preface[..filled] != PREFACE[..filled] {
+            writer.write_all(NOT_HTTP2).await?;
+            writer.shutdown().await?;
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it does not start with HTTP/2's preface",
+            ));
+        }
+    }
+    Ok(tokio::io::join(io::Cursor::new(preface).chain(reader), writer))
+}

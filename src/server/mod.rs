@@ -1,0 +1,227 @@
+//! Wiring: the store, the coordinator, the services, the listener; and the way down.
+
+mod accept;
+mod drain;
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::StoreUrl;
+use crate::coordinator::{self, Coordinator};
+use crate::rpc::{self, health};
+use crate::store::RecordStore;
+use crate::store::embedded::EmbeddedStore;
+use crate::store::etcd::{EtcdConfig, EtcdStore};
+
+pub use accept::Limits;
+
+/// What a server is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where it keeps records.
+    pub store: StoreUrl,
+    /// What it lets connections do.
+    pub limits: Limits,
+    /// How calls are served.
+    pub rpc: rpc::Settings,
+    /// How long a shutdown may take before connections are dropped.
+    pub drain_limit: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
+            store: StoreUrl::default(),
+            limits: Limits::default(),
+            rpc: rpc::Settings::default(),
+            drain_limit: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store {store}: {reason}")]
+    Open {
+        /// The store.
+        store: StoreUrl,
+        /// Why.
+        reason: String,
+    },
+    /// The store failed for good: the server ended, so that it can be started again on what is durable.
+    #[error("the store failed, and the server with it: {0}")]
+    StoreFailed(String),
+    /// The process cannot listen for signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+    /// A second signal came during the shutdown.
+    #[error("ended by a second signal, before the shutdown was done")]
+    Interrupted,
+}
+
+/// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit.
+///
+/// # Errors
+/// If the listener has no address.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    store: Arc<dyn RecordStore>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let clock = Clock::system();
+    let coordinator = Coordinator::new(store, clock.clone(), coordinator::Settings::default());
+    let (reporter, health) = health::pair();
+    let draining = CancellationToken::new();
+    let routes =
+        rpc::routes(coordinator.clone(), config.rpc.clone(), draining.clone()).add_service(health).prepare();
+    let connections = accept::Connections::new(routes, config.limits.clone(), draining);
+
+    let monitor = reporter.monitor(clock.clone(), || coordinator.probe());
+    tokio::select! {
+        () = shutdown => {}
+        () = monitor => {}
+        () = connections.accept(&listener) => {}
+    }
+    // Closed first: who connects now is to be refused, not left waiting in a queue that nobody reads.
+    drop(listener);
+    drain::drain(&reporter, &coordinator, &connections, config.drain_limit, &clock).await;
+    Ok(())
+}
+
+/// Opens the store, listens, says so on standard output, and serves until SIGTERM or SIGINT; a second
+/// signal ends it at once.
+///
+/// # Errors
+/// If it cannot start, if the store failed, or if the shutdown was interrupted.
+pub async fn serve(config: Config) -> Result<(), Error> {
+    let (mut terminate, mut interrupt) =
+        (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
+    let address = listener.local_addr().map_err(|source| Error::Listen { listen, source })?;
+    let Opened { store, failed } = open(&config.store, Clock::system()).await?;
+    announce(address, &config.store);
+
+    let stop = CancellationToken::new();
+    let server = run(config, listener, store, stop.clone().cancelled_owned());
+    tokio::pin!(server);
+    let failure = tokio::select! {
+        ended = &mut server => return ended,
+        () = signalled(&mut terminate, &mut interrupt) => None,
+        reason = failed => Some(reason),
+    };
+    match &failure {
+        None => tracing::info!("asked to stop; a second signal ends it at once"),
+        Some(reason) => tracing::error!(reason, "the store failed; stopping"),
+    }
+    stop.cancel();
+    tokio::select! {
+        ended = server => ended?,
+        () = signalled(&mut terminate, &mut interrupt) => return Err(Error::Interrupted),
+    }
+    failure.map_or(Ok(()), |reason| Err(Error::StoreFailed(reason)))
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
+    signal(kind).map_err(Error::Signals)
+}
+
+async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// A store, and what ends when it has failed for good.
+struct Opened {
+    store: Arc<dyn RecordStore>,
+    failed: BoxFuture<'static, String>,
+}
+
+impl Opened {
+    fn embedded(store: EmbeddedStore) -> Self {
+        let store = Arc::new(store);
+        let watched = Arc::clone(&store);
+        Self { store, failed: async move { watched.failed().await }.boxed() }
+    }
+}
+
+async fn open(url: &StoreUrl, clock: Clock) -> Result<Opened, Error> {
+    let refuse = |reason: String| Error::Open { store: url.clone(), reason };
+    match url.clone() {
+        StoreUrl::File(directory) => {
+            // After a crash the file is checked, which takes a while.
+            let opening = tokio::task::spawn_blocking(move || EmbeddedStore::open(&directory, clock));
+            match opening.await {
+                Ok(store) => Ok(Opened::embedded(store.map_err(|error| refuse(error.to_string()))?)),
+                Err(error) => Err(refuse(error.to_string())),
+            }
+        }
+        StoreUrl::Memory => {
+            let store = EmbeddedStore::in_memory(clock).map_err(|error| refuse(error.to_string()))?;
+            Ok(Opened::embedded(store))
+        }
+        StoreUrl::Etcd { endpoints, prefix } => {
+            let config = EtcdConfig::new(endpoints, prefix);
+            let store = EtcdStore::connect(config, clock).await.map_err(|error| refuse(error.to_string()))?;
+            // etcd being away is no end: it comes back.
+            Ok(Opened { store: Arc::new(store), failed: std::future::pending().boxed() })
+        }
+    }
+}
+
+/// Says where the server is, where its data is, and what to try next. The first line is for scripts.
+fn announce(address: SocketAddr, store: &StoreUrl) {
+    let data = match store {
+        StoreUrl::File(directory) => {
+            let directory = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+            format!("records are kept in {}", directory.display())
+        }
+        StoreUrl::Memory => "records are kept in memory, and gone when this process ends".to_owned(),
+        StoreUrl::Etcd { .. } => format!("records are kept in {store}"),
+    };
+    // Clients look at 127.0.0.1:7411 unless told otherwise.
+    let server =
+        if address == Config::default().listen { String::new() } else { format!(" --server {address}") };
+    // As it was started, so that the lines can be pasted: it may not be on the PATH.
+    let onced = std::env::args_os().next().unwrap_or_else(|| "onced".into());
+    let onced = onced.to_string_lossy();
+    let text = format!(
+        "listening on {address}\n\
+         {data}\n\
+         \n\
+         try, in another terminal:\n\
+         \x20 {onced} begin --key order-1{server}\n\
+         \x20 {onced} complete --key order-1 --token TOKEN --response 'it is done'{server}\n\
+         \x20 {onced} begin --key order-1{server}\n\
+         or run a command once, wherever and however often it is started:\n\
+         \x20 {onced} exec --key nightly-report{server} -- date\n"
+    );
+    // A reader that is gone is no reason to stop.
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

@@ -1,0 +1,109 @@
+//! A server in this process, on a port of its own, and connections to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use onced::generated::health_v1::health_client::HealthClient;
+use onced::server::{self, Config};
+use onced::store::RecordStore;
+use onced_client::v1::admin_service_client::AdminServiceClient;
+use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tower::util::BoxCloneSyncService;
+
+/// What hangs is to fail its test, not to hang it. Far above what any machine needs.
+pub const HANGS: Duration = Duration::from_secs(60);
+
+/// A bare HTTP/2 connection: unlike tonic's channel it keeps no deadlines by itself, so that what a test sees
+/// is the server's doing.
+pub type Connection =
+    BoxCloneSyncService<http::Request<Body>, http::Response<hyper::body::Incoming>, hyper::Error>;
+
+/// A server. Dropped, it ends at once; [`TestServer::stop`] lets it drain.
+pub struct TestServer {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), server::Error>>,
+}
+
+impl TestServer {
+    /// A server on a store.
+    pub async fn start(store: Arc<dyn RecordStore>) -> Self {
+        Self::start_with(store, Config::default()).await
+    }
+
+    /// A server on a store, so configured; the port is its own choice.
+    pub async fn start_with(store: Arc<dyn RecordStore>, config: Config) -> Self {
+        let listener = TcpListener::bind((config.listen.ip(), 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(server::run(config, listener, store, stop.clone().cancelled_owned()));
+        Self { address, stop, task }
+    }
+
+    /// A new connection.
+    pub async fn connect(&self) -> Connection {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        BoxCloneSyncService::new(tower::service_fn(move |request| {
+            let mut sender = sender.clone();
+            async move { sender.send_request(request).await }
+        }))
+    }
+
+    /// A client on a connection of its own.
+    pub async fn client(&self) -> IdempotencyServiceClient<Connection> {
+        IdempotencyServiceClient::with_origin(self.connect().await, self.origin())
+    }
+
+    /// An operator's client on a connection of its own.
+    pub async fn admin(&self) -> AdminServiceClient<Connection> {
+        AdminServiceClient::with_origin(self.connect().await, self.origin())
+    }
+
+    /// A client of the standard health service, on a connection of its own.
+    pub async fn health(&self) -> HealthClient<Connection> {
+        HealthClient::with_origin(self.connect().await, self.origin())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where requests go.
+    pub fn origin(&self) -> http::Uri {
+        format!("http://{}", self.address).parse().unwrap()
+    }
+
+    /// Asks it to end, without waiting.
+    pub fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(HANGS, &mut self.task).await.expect("the shutdown hangs");
+        ended.expect("no panic").expect("no error");
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
