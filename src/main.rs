@@ -1,1 +1,7 @@
-fn main() {}
+//! `onced`: see `onced --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    onced::cli::main()
+}

@@ -3,8 +3,11 @@
 // Clippy knows #[test] functions, but not what they are made of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cli;
+mod client;
 mod contract;
 mod coordinator;
+mod exec_across_hosts;
 mod server;
 mod store;
 mod support;

@@ -4,6 +4,7 @@ pub mod caller;
 pub mod clock;
 pub mod etcd;
 pub mod faulty;
+pub mod onced;
 pub mod proxy;
 pub mod server;
 pub mod stores;

@@ -1,0 +1,175 @@
+//! What can go wrong with a call, typed: the reason that the server gave, its code and its text.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::v1::ErrorReason;
+
+/// The domain of every `ErrorInfo` that onced sends.
+const DOMAIN: &str = "onced.dev";
+
+/// Why a call failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address of a server cannot be used.
+    #[error("{server:?} is no address of a server: {why}")]
+    ServerInvalid {
+        /// The address as given.
+        server: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A server refused the call; the same call again would be refused again.
+    #[error(transparent)]
+    Refused(Box<Refusal>),
+    /// No server answered before the caller's time was up. What became of the call is unknown, and the
+    /// same call may be sent again.
+    #[error("no answer from {servers} within {patience:?}; last: {last}")]
+    Unavailable {
+        /// The servers that were asked.
+        servers: String,
+        /// How long the call was tried for.
+        patience: Duration,
+        /// What the last attempt ended with.
+        last: Box<Refusal>,
+    },
+    /// The outcome is over the limit that the claim told. It was not sent.
+    #[error("the outcome takes {bytes} bytes encoded, and the server stores at most {max_bytes}")]
+    OutcomeTooLarge {
+        /// The size of the encoded outcome.
+        bytes: u64,
+        /// The largest one that Complete takes.
+        max_bytes: u64,
+    },
+    /// The answer holds nothing that this client knows.
+    #[error("the server's answer to {call} holds nothing known here; is the server newer than this client?")]
+    AnswerUnknown {
+        /// The RPC.
+        call: &'static str,
+    },
+}
+
+impl Error {
+    /// The reason that the server gave, if one answered.
+    pub fn reason(&self) -> Option<ErrorReason> {
+        self.refusal().and_then(|refusal| refusal.reason)
+    }
+
+    /// The status code of the answer, if there was one.
+    pub fn code(&self) -> Option<Code> {
+        self.refusal().map(|refusal| refusal.code)
+    }
+
+    /// True if the claim that the call named is no longer the caller's: taken over, settled, or deleted.
+    pub fn is_claim_lost(&self) -> bool {
+        matches!(self.reason(), Some(ErrorReason::ClaimLost | ErrorReason::RecordNotFound))
+    }
+
+    /// True if no server answered in time: what became of the call is unknown.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Error::Unavailable { .. })
+    }
+
+    /// What the server said, or what the last attempt ended with.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Error::Refused(refusal) | Error::Unavailable { last: refusal, .. } => Some(refusal),
+            Error::ServerInvalid { .. } | Error::OutcomeTooLarge { .. } | Error::AnswerUnknown { .. } => None,
+        }
+    }
+
+    pub(crate) fn answer_unknown(call: &'static str) -> Self {
+        Self::AnswerUnknown { call }
+    }
+}
+
+/// An error as a server sent it, or as the transport met it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub code: Code,
+    /// The reason; none if it is not from onced, such as a refused connection, or newer than this client.
+    pub reason: Option<ErrorReason>,
+    /// The text.
+    pub message: String,
+    /// The values that belong to the reason.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Refusal {
+    pub(crate) fn of(status: &Status) -> Self {
+        let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+        let reason =
+            info.as_ref().and_then(|i| ErrorReason::from_str_name(&format!("ERROR_REASON_{}", i.reason)));
+        let metadata = info.map(|info| info.metadata.into_iter().collect()).unwrap_or_default();
+        Self { code: status.code(), reason, message: message(status), metadata }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.reason {
+            Some(reason) => {
+                let name = reason.as_str_name();
+                write!(f, "{} ({})", self.message, name.strip_prefix("ERROR_REASON_").unwrap_or(name))
+            }
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The text of a status. One that was made by the transport hides its cause ("Connection refused") in its
+/// sources, so they are told as well.
+fn message(status: &Status) -> String {
+    let mut message = match status.message() {
+        "" => format!("{:?}", status.code()),
+        text => text.to_owned(),
+    };
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !text.is_empty() && !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(domain: &str, reason: &str) -> Status {
+        let details = ErrorDetails::with_error_info(reason, domain, [("holder".to_owned(), "h".to_owned())]);
+        Status::with_error_details(Code::Aborted, "taken over", details)
+    }
+
+    #[test]
+    fn the_reason_and_its_values_are_read_from_error_info() {
+        let refusal = Refusal::of(&status("onced.dev", "CLAIM_LOST"));
+        assert_eq!(refusal.reason, Some(ErrorReason::ClaimLost));
+        assert_eq!(refusal.metadata["holder"], "h");
+        assert_eq!(refusal.to_string(), "taken over (CLAIM_LOST)");
+        assert!(Error::Refused(Box::new(refusal)).is_claim_lost());
+    }
+
+    #[test]
+    fn a_reason_of_another_domain_or_a_newer_server_is_none() {
+        assert_eq!(Refusal::of(&status("example.com", "CLAIM_LOST")).reason, None);
+        assert_eq!(Refusal::of(&status("onced.dev", "NEVER_HEARD_OF")).reason, None);
+    }
+
+    #[test]
+    fn a_status_without_text_shows_its_code() {
+        assert_eq!(Refusal::of(&Status::new(Code::Aborted, "")).to_string(), "Aborted");
+    }
+}

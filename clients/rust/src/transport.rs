@@ -1,0 +1,201 @@
+//! The one place that sends calls: which server, which connection, how often. A stream that carries many
+//! calls can take the place of the unary ones here, and nobody else would notice.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::clock::{Clock, Moment};
+use crate::error::{Error, Refusal};
+use crate::retry::{self, Advice};
+
+/// How long a connection may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a busy connection is asked whether it lives, and how long the answer may take.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How much longer than an attempt's deadline its answer may be on the way.
+const ANSWER_MARGIN: Duration = Duration::from_millis(250);
+
+/// The connection that a call takes. Calls of holders have their own, so that no crowd of waiting calls
+/// can hold up the holder they wait for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lane {
+    /// Begin, Lookup, Watch, and what operators do.
+    Waiting,
+    /// Complete, Renew, Release.
+    Holding,
+}
+
+/// How long a call is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// In all.
+    pub total: Duration,
+    /// One attempt, before the next server is tried.
+    pub attempt: Duration,
+}
+
+/// An answer, and when the attempt that got it was sent: a holder counts its lock from there.
+pub(crate) struct Answer<A> {
+    pub message: A,
+    pub sent: Moment,
+}
+
+struct Server {
+    name: String,
+    endpoint: Endpoint,
+    /// Connected at first use: a client can be made before there is a server, and outside a runtime.
+    channels: [OnceLock<Channel>; 2],
+}
+
+pub(crate) struct Transport {
+    servers: Vec<Server>,
+    /// The server that calls go to: the last one that answered.
+    current: AtomicUsize,
+    clock: Clock,
+}
+
+impl Transport {
+    pub fn new(servers: &[String], clock: Clock) -> Result<Self, Error> {
+        let servers = servers.iter().map(|server| Server::parse(server)).collect::<Result<Vec<_>, _>>()?;
+        if servers.is_empty() {
+            let why = "name at least one, such as 127.0.0.1:7411".to_owned();
+            return Err(Error::ServerInvalid { server: String::new(), why });
+        }
+        // Each client starts elsewhere, so that a fleet of them spreads over the servers.
+        let current = AtomicUsize::new(fastrand::usize(..servers.len()));
+        Ok(Self { servers, current, clock })
+    }
+
+    /// Sends a call until it is answered, refused, or out of time.
+    pub async fn call<Q, A, F>(
+        &self,
+        lane: Lane,
+        patience: Patience,
+        request: &Q,
+        send: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<Answer<A>, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let deadline = self.clock.now() + patience.total;
+        let mut attempts = 0;
+        loop {
+            let index = self.current.load(Ordering::Relaxed);
+            let sent = self.clock.now();
+            let time = patience.attempt.min(deadline.since(sent)).max(Duration::from_millis(1));
+            let mut attempt = Request::new(request.clone());
+            attempt.set_timeout(time);
+            let answer = tokio::time::timeout(time + ANSWER_MARGIN, send(self.channel(index, lane), attempt));
+            let status = match answer.await {
+                Ok(Ok(response)) => return Ok(Answer { message: response.into_inner(), sent }),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded(format!("{} did not answer", self.name(index))),
+            };
+            attempts += 1;
+            self.pause(index, attempts, deadline, patience.total, &status).await?;
+        }
+    }
+
+    /// Moves on from the server at `index`, whose answer was `status`, and waits for the next attempt.
+    /// Fails if that would not help or there is no time for it.
+    pub async fn pause(
+        &self,
+        index: usize,
+        attempts: u32,
+        deadline: Moment,
+        patience: Duration,
+        status: &Status,
+    ) -> Result<(), Error> {
+        let refusal = Refusal::of(status);
+        let Advice::Again { pushback } = retry::advice(status) else {
+            return Err(Error::Refused(Box::new(refusal)));
+        };
+        let next = (index + 1) % self.servers.len();
+        // If another call has moved on already, its choice stands.
+        let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+        let servers = u32::try_from(self.servers.len()).unwrap_or(u32::MAX);
+        let wait = retry::wait(attempts, servers, pushback);
+        if wait >= deadline.since(self.clock.now()) {
+            let servers = self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::Unavailable { servers, patience, last: Box::new(refusal) });
+        }
+        tracing::debug!(server = self.name(index), attempts, ?wait, error = %refusal, "trying again");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// The server that the next call goes to.
+    pub fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// The connection of `lane` to the server at `index`.
+    pub fn channel(&self, index: usize, lane: Lane) -> Channel {
+        let server = &self.servers[index % self.servers.len()];
+        let cell = match lane {
+            Lane::Waiting => &server.channels[0],
+            Lane::Holding => &server.channels[1],
+        };
+        cell.get_or_init(|| server.endpoint.connect_lazy()).clone()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn name(&self, index: usize) -> &str {
+        &self.servers[index % self.servers.len()].name
+    }
+}
+
+impl Server {
+    fn parse(server: &str) -> Result<Self, Error> {
+        let invalid = |why: &str| Error::ServerInvalid { server: server.to_owned(), why: why.to_owned() };
+        let uri = match server.split_once("://") {
+            None => format!("http://{server}"),
+            Some(("http", _)) => server.to_owned(),
+            Some(("https", _)) => return Err(invalid("this client does not speak TLS yet; use http://")),
+            Some(_) => return Err(invalid("write HOST:PORT or http://HOST:PORT")),
+        };
+        let endpoint =
+            Endpoint::from_shared(uri).map_err(|_| invalid("write HOST:PORT or http://HOST:PORT"))?;
+        if endpoint.uri().port().is_none() {
+            return Err(invalid("the port is missing; onced listens on 7411 by default"));
+        }
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1);
+        Ok(Self { name: server.to_owned(), endpoint, channels: Default::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(server: &str) -> String {
+        match Transport::new(&[server.to_owned()], Clock::system()) {
+            Ok(_) => format!("{server} was accepted"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn addresses_are_checked_before_anything_is_sent() {
+        for good in ["127.0.0.1:7411", "http://onced.internal:7411", "[::1]:7411"] {
+            assert!(Transport::new(&[good.to_owned()], Clock::system()).is_ok(), "{good}");
+        }
+        assert!(refused("https://onced:7411").contains("TLS"));
+        assert!(refused("127.0.0.1").contains("port"));
+        assert!(refused("etcd://127.0.0.1:1").contains("HOST:PORT"));
+        assert!(refused("not an address").contains("HOST:PORT"));
+        assert!(Transport::new(&[], Clock::system()).is_err());
+    }
+}

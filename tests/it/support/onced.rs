@@ -1,0 +1,87 @@
+//! The real program, as its users run it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// A command of the program under test.
+pub fn onced() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_onced"))
+}
+
+/// A child process that ends with its test, however that ends.
+pub struct KillOnDrop(pub Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server process on loopback, killed when dropped.
+pub struct ServerProcess {
+    child: KillOnDrop,
+    address: SocketAddr,
+    store: String,
+}
+
+impl ServerProcess {
+    /// Starts a server on a free port.
+    pub fn start(store: &str) -> Self {
+        let (child, address) = launch(store, "127.0.0.1:0");
+        Self { child, address, store: store.to_owned() }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it as kill -9 does, and starts it anew at the same address.
+    pub fn kill_and_restart(&mut self) {
+        self.kill();
+        (self.child, self.address) = launch(&self.store, &self.address.to_string());
+    }
+
+    /// Ends it as kill -9 does.
+    pub fn kill(&mut self) {
+        self.child.0.kill().expect("kills");
+        self.child.0.wait().expect("waits");
+    }
+}
+
+fn launch(store: &str, listen: &str) -> (KillOnDrop, SocketAddr) {
+    // A connection of another test may have the port of a server that is being restarted, for a moment.
+    const TRIES: u32 = 50;
+    for _ in 0..TRIES {
+        if let Some(launched) = try_launch(store, listen) {
+            return launched;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("no server could be started at {listen} on {store}");
+}
+
+/// `None` if the program ended before it said where it listens.
+fn try_launch(store: &str, listen: &str) -> Option<(KillOnDrop, SocketAddr)> {
+    let mut child = onced()
+        .args(["serve", "--store", store, "--listen", listen])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let Some(first) = lines.next() else {
+        child.wait().expect("waits");
+        return None;
+    };
+    let first = first.expect("text");
+    let address = first.strip_prefix("listening on ").expect("the address comes first");
+    let address = address.parse().expect("an address");
+    // Reads on, so that the server never writes to a closed pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    Some((KillOnDrop(child), address))
+}
