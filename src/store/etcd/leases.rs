@@ -18,8 +18,6 @@ use super::client::{CallError, EtcdClient};
 use super::keyspace::Keyspace;
 use crate::clock::{Clock, Moment};
 
-/// How many leases are tried before giving up, when each is granted too late to be used.
-const GRANT_ATTEMPTS: usize = 3;
 /// The most records on one retention lease: etcd stands still while it removes the keys of a lease.
 const RECORDS_PER_LEASE: u32 = 1_000;
 
@@ -88,22 +86,20 @@ impl Leases {
         Self(Arc::new(Inner { client, clock, purpose, lines: Mutex::default() }))
     }
 
-    /// A lease that lives for at least `time` from now.
+    /// A lease that lives for at least `time` from now. Waits for one as long as it takes.
     ///
     /// # Errors
     /// Why none could be granted.
     pub(super) async fn take(&self, time: Duration) -> Result<Arc<Lease>, CallError> {
         let seconds = length_for(time);
-        for _ in 0..GRANT_ATTEMPTS {
-            let granting = match self.take_ready(seconds, time) {
+        // A grant may be used up by those who came before, or come too late to be used: then the next one. The
+        // caller bounds the time.
+        loop {
+            match self.take_ready(seconds, time) {
                 Ok(lease) => return Ok(lease),
-                Err(granting) => granting,
-            };
-            granting.await?;
+                Err(granting) => granting.await?,
+            }
         }
-        self.take_ready(seconds, time).map_err(|_| {
-            CallError::Refused("etcd grants leases too slowly for them to be used in time".to_owned())
-        })
     }
 
     /// Never gives out this lease again: etcd does not know it any more.

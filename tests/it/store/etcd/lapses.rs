@@ -84,17 +84,27 @@ async fn a_lease_that_ends_once_its_claim_has_left_it_is_no_lapse() {
             revoke(&config, left).await;
         }
     };
-    let reads = async {
+    let loads = async {
         loop {
             assert_eq!(load(&far, &key("k")).await.lock, Lock::Held);
+        }
+    };
+    let conflicts = async {
+        loop {
             let swapped = far.swap(&key("k"), Expected::Absent, None).await.unwrap();
             assert!(matches!(swapped, Swapped::Conflict(Some(now)) if now.lock == Lock::Held));
+        }
+    };
+    let scans = async {
+        loop {
             let page = far.scan(&key("k").namespace, None, 10).await.unwrap();
             assert_eq!(page.records[0].1.lock, Lock::Held);
         }
     };
     tokio::select! {
         () = renewals => {}
-        () = reads => {}
+        () = loads => {}
+        () = conflicts => {}
+        () = scans => {}
     }
 }

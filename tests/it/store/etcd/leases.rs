@@ -74,6 +74,39 @@ async fn a_lease_is_used_for_its_window_and_no_longer() {
     assert_ne!(leases[0], leases[2]);
 }
 
+/// etcd counts a lease from when it granted it, which is at some time before its answer came.
+#[tokio::test]
+async fn the_window_of_a_lease_counts_from_before_its_grant_was_sent() {
+    let etcd = EtcdProcess::start();
+    let proxy = Proxy::start(etcd.endpoint()).await;
+    let config = EtcdConfig { endpoints: vec![proxy.endpoint()], ..etcd.config() };
+    let beside = EtcdConfig { endpoints: vec![etcd.endpoint()], ..config.clone() };
+    let (clock, seconds) = still_clock();
+    let store: Arc<dyn RecordStore> = Arc::new(EtcdStore::connect(config, clock).await.unwrap());
+    let next = Record { state: in_progress(Duration::from_secs(32), OnLapse::TakeOver), ..claim("holder") };
+    // Both grants are made, and their answers on the way, while the lock's window of 4 s passes.
+    proxy.slow(500);
+    let writer = Arc::clone(&store);
+    let write = tokio::spawn(async move { writer.swap(&key("k"), Expected::Absent, Some(&next)).await });
+    let mut direct = client(&beside).await;
+    let granted = async { while direct.leases().await.unwrap().leases().len() < 2 {} };
+    tokio::time::timeout(PATIENCE, granted).await.expect("the grants arrive");
+    let early: HashSet<i64> = direct.leases().await.unwrap().leases().iter().map(LeaseStatus::id).collect();
+    seconds.fetch_add(5, Ordering::SeqCst);
+    proxy.slow(0);
+    // Too old to be sent by now, or written on another lease: never on one that ends too early.
+    match write.await.unwrap() {
+        Ok(Swapped::Done(_)) => {}
+        Err(StoreError::NotApplied(_)) => {
+            let again =
+                Record { state: in_progress(Duration::from_secs(32), OnLapse::TakeOver), ..claim("holder") };
+            create(&store, &key("k"), &again).await;
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!early.contains(&raw(&beside, &key("k")).await.lock_lease));
+}
+
 #[tokio::test]
 async fn a_write_that_waited_for_long_is_not_sent() {
     let config = EtcdProcess::shared().config();
