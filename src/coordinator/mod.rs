@@ -126,14 +126,24 @@ struct Inner {
 pub struct Views {
     views: watch::Receiver<LatestView>,
     _ticket: Ticket,
+    /// Whether the last word was told.
+    ended: bool,
 }
 
 impl Views {
     /// The state now, then the latest after each change; `None` after `Completed`, or after an error. An absent
     /// key is the error `Refused(NotFound)`.
     pub async fn next(&mut self) -> Option<Result<View, Error>> {
-        self.views.changed().await.ok()?;
-        self.views.borrow_and_update().clone()
+        if self.ended {
+            return None;
+        }
+        let view = match self.views.changed().await {
+            Ok(()) => self.views.borrow_and_update().clone(),
+            // The room died without a last word.
+            Err(_) => Some(Err(Error::Fault)),
+        };
+        self.ended = !matches!(&view, Some(Ok(view)) if !matches!(view, View::Completed { .. }));
+        view
     }
 }
 
@@ -182,7 +192,7 @@ impl Coordinator {
     /// `Draining`. All else comes through [`Views`].
     pub fn watch(&self, key: &RecordKey) -> Result<Views, Error> {
         let (ticket, views) = rooms::subscribe(&self.inner, key)?;
-        Ok(Views { views, _ticket: ticket })
+        Ok(Views { views, _ticket: ticket, ended: false })
     }
 
     /// Applies a command of a holder or operator (anything but Begin), detached from the caller: it goes on to

@@ -122,6 +122,8 @@ impl Transport {
         let wait = retry::wait(attempts, servers, pushback);
         if wait >= deadline.since(self.clock.now()) {
             let servers = self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+            // For people: what is left of a longer wait ends in nanoseconds.
+            let patience = Duration::from_secs_f64((patience.as_secs_f64() * 10.0).round() / 10.0);
             return Err(Error::Unavailable { servers, patience, last: Box::new(refusal) });
         }
         tracing::debug!(server = self.name(index), attempts, ?wait, error = %refusal, "trying again");

@@ -219,6 +219,22 @@ async fn a_watch_shows_the_state_now_and_ends_with_the_outcome() {
     assert!(views.next().await.is_none());
 }
 
+/// A store that panics takes the room of the key with it: that must not look like an orderly end.
+#[tokio::test]
+async fn a_watch_whose_room_dies_ends_with_an_error_and_the_key_is_served_again() {
+    let world = World::new();
+    world.one.claim(request(1)).await;
+    let mut views = world.two.coordinator.watch(&key()).expect("open");
+    assert!(matches!(views.next().await, Some(Ok(View::InProgress { .. }))));
+    world.two.store.plan_loads(vec![Fault::Panic; 2]);
+    let asked = world.two.lookup(Duration::ZERO).await;
+    assert_eq!(asked, Err(Error::Fault));
+    assert_eq!(views.next().await, Some(Err(Error::Fault)));
+    assert_eq!(views.next().await, None);
+    world.two.store.forget_plans();
+    assert!(matches!(world.two.lookup(Duration::ZERO).await, Ok(View::InProgress { .. })));
+}
+
 #[tokio::test]
 async fn drain_answers_waiters_and_waits_for_writes_under_way() {
     let world = World::new();

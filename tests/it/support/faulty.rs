@@ -17,6 +17,8 @@ pub enum Fault {
     None,
     /// It fails before it is applied.
     FailBefore,
+    /// It panics before it is applied.
+    Panic,
     /// It is applied, its answer is lost.
     LoseAnswer,
     /// It is applied when the gate opens, its answer then comes.
@@ -92,6 +94,12 @@ impl FaultyStore {
         self.load_faults.lock().expect("not poisoned").extend(faults);
     }
 
+    /// Nothing befalls anybody from here on.
+    pub fn forget_plans(&self) {
+        self.swap_faults.lock().expect("not poisoned").clear();
+        self.load_faults.lock().expect("not poisoned").clear();
+    }
+
     /// From here on watches tell nothing.
     pub fn drop_hints(&self) {
         self.deaf.store(true, Ordering::SeqCst);
@@ -131,6 +139,7 @@ impl RecordStore for FaultyStore {
         self.loads.fetch_add(1, Ordering::SeqCst);
         match Self::next(&self.load_faults) {
             Fault::None => self.inner.load(key).await,
+            Fault::Panic => panic!("planned"),
             Fault::FailBefore | Fault::LoseAnswer | Fault::LandLate(_) => Err(failed()),
             Fault::HoldBefore(gate) => {
                 gate.pass().await;
@@ -153,6 +162,7 @@ impl RecordStore for FaultyStore {
         self.swaps.fetch_add(1, Ordering::SeqCst);
         match Self::next(&self.swap_faults) {
             Fault::None => self.inner.swap(key, expected, next).await,
+            Fault::Panic => panic!("planned"),
             Fault::FailBefore => Err(failed()),
             Fault::LoseAnswer => {
                 self.inner.swap(key, expected, next).await?;
