@@ -10,6 +10,7 @@ use onced_client::{duration, wire};
 use serde_json::{Value, json};
 
 use super::connect::ClientArgs;
+use super::exec;
 use super::exit::Exit;
 use super::input::{self, DURATION, OutcomeArgs};
 use super::output::{self, Problem, Report, at, at_text, millis, plain, time};
@@ -110,6 +111,10 @@ pub struct ResolveArgs {
     #[arg(long, group = "result")]
     retry: bool,
 
+    /// The command of an exec ended like this, without output: every other invocation exits so
+    #[arg(long, value_name = "CODE", group = "result")]
+    exit_code: Option<u8>,
+
     #[command(flatten)]
     outcome: OutcomeArgs,
 
@@ -127,7 +132,8 @@ pub async fn resolve(args: ResolveArgs) -> Exit {
 }
 
 async fn try_resolve(args: ResolveArgs) -> Result<Report, Problem> {
-    let resolution = match args.outcome.read().map_err(Problem::Usage)? {
+    let ended = args.exit_code.map(exec::result_of);
+    let resolution = match args.outcome.read().map_err(Problem::Usage)?.or(ended) {
         Some(outcome) => resolve_request::Resolution::Outcome(outcome),
         None => resolve_request::Resolution::Retry(ResolveRetry {}),
     };

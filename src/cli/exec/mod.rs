@@ -325,6 +325,11 @@ fn doubtful(args: &ExecArgs, in_doubt: &InDoubt) -> String {
     )
 }
 
+/// The outcome of a command that is known to have ended with `code`, and nothing more.
+pub fn result_of(code: u8) -> Outcome {
+    replay::encode(code, Captured::default())
+}
+
 /// The commands that settle a key in doubt.
 fn ways_out(args: &ExecArgs, token: Option<u64>) -> String {
     let token = token.map_or("TOKEN".to_owned(), |token| token.to_string());
@@ -332,7 +337,7 @@ fn ways_out(args: &ExecArgs, token: Option<u64>) -> String {
     let resolve = format!("onced resolve --key {key} --token {token}{flags}");
     format!(
         "Find out what happened, then let it run again, or tell everyone the result:\n  {resolve} --retry\n  \
-         {resolve} --error CODE --message TEXT"
+         {resolve} --exit-code 0\n  {resolve} --error CODE --message TEXT"
     )
 }
 
