@@ -74,9 +74,11 @@ async fn accept(listener: TcpListener, target: String, shared: Arc<Shared>) {
         let (target, shared) = (target.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
             let mut cut = shared.cut.subscribe();
+            // The cut first: nothing that was to be lost gets through when answers are let through again.
             tokio::select! {
-                _ = forward(client, target, &shared) => {}
+                biased;
                 _ = cut.changed() => {}
+                _ = forward(client, target, &shared) => {}
             }
         });
     }
