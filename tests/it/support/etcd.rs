@@ -22,7 +22,11 @@ while read -r order; do
         pid=$!
         ;;
     kill) kill -KILL "$pid" && wait "$pid" ;;
-    freeze) kill -STOP "$pid" ;;
+    freeze)
+        kill -STOP "$pid"
+        # Each thread stops a moment later.
+        while grep -L "T (stopped)" "/proc/$pid/task"/*/status 2>/dev/null | grep -q .; do sleep 0.01; done
+        ;;
     thaw) kill -CONT "$pid" ;;
     esac
     echo "done: $order"
