@@ -173,22 +173,13 @@ struct RoomTask {
 
 impl RoomTask {
     async fn run(mut self) {
-        let mut batch = Vec::new();
         loop {
-            // Those who arrive together are heard together, so that they share a trip.
-            while let Ok(message) = self.messages.try_recv() {
-                batch.push(message);
+            if self.room.is_idle() && self.close() {
+                return;
             }
-            if batch.is_empty() {
-                if self.room.is_idle() && self.close() {
-                    return;
-                }
-                if let Some(message) = self.next().await {
-                    batch.push(message);
-                }
-                continue;
-            }
-            for message in batch.drain(..) {
+            // One thing at a time, and none before the others: a flood of callers must not keep the answer of
+            // the store, which they all wait for, from being heard.
+            if let Some(message) = self.next().await {
                 self.hear(message);
             }
         }

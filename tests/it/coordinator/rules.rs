@@ -6,7 +6,7 @@ use std::time::Duration;
 use onced::coordinator::{Begun, Settings};
 use onced::record::{Begin, FencingToken, Lock, OnLapse, Refusal, State, View};
 
-use super::{LOCK_TTL, RETENTION, World, outcome, refusal, replay, request, response, until};
+use super::{LOCK_TTL, RETENTION, World, refusal, replay, request, response, until};
 use crate::support::faulty::{Fault, Gate};
 
 const PATIENT: Duration = Duration::from_secs(600);
@@ -257,7 +257,7 @@ async fn a_stuck_write_is_decided_anew_and_what_landed_is_announced() {
     let world = World::with(settings);
     let claimed = world.one.claim(request(1)).await;
     let token = claimed.record.fencing_token;
-    let (stuck, before_load) = (Gate::new(), Gate::new());
+    let stuck = Gate::new();
     world.one.store.plan_swaps([Fault::HoldBefore(stuck.clone())]);
     let one = world.one.clone();
     let completing = tokio::spawn(async move { one.complete(token, b"done").await });
@@ -266,7 +266,6 @@ async fn a_stuck_write_is_decided_anew_and_what_landed_is_announced() {
     let applied = completing.await.expect("no panic").expect("settled");
     assert!(applied.repeated);
     assert_eq!(applied.view, elsewhere.view, "the times of the write that landed");
-    drop(before_load);
 }
 
 /// A stale holder never overwrites, and a late one is heard as long as nobody took over.
@@ -284,5 +283,4 @@ async fn a_stale_holder_is_refused_and_a_late_one_heard() {
     let conflict = world.one.complete(second.record.fencing_token, b"other").await;
     assert_eq!(refusal(conflict), Refusal::OutcomeConflict);
     assert_eq!(refusal(world.one.renew(FencingToken(1 << 40)).await), Refusal::ClaimLost);
-    let _ = outcome(b"");
 }

@@ -50,42 +50,35 @@ async fn a_thousand_duplicates_at_once_make_one_claim_and_a_handful_of_trips() {
     assert!(trips <= 12, "{trips} trips");
 }
 
-#[tokio::test]
-async fn a_waiter_at_another_server_gets_the_outcome_by_the_watch() {
-    let settings = Settings { poll: Duration::from_secs(3_600), ..Settings::default() };
-    let world = World::with(settings);
+const NEVER: Duration = Duration::from_secs(3_600);
+
+/// Somebody waits at server two for so long, while the key is completed at server one.
+async fn gets_the_outcome_from_elsewhere(poll: Duration, hints: bool, wait: Duration) {
+    let world = World::with(Settings { poll, ..Settings::default() });
+    if !hints {
+        world.two.store.drop_hints();
+    }
     let claimed = world.one.claim(request(1)).await;
     let two = world.two.clone();
-    let waiting = tokio::spawn(async move { two.begin(request(2), PATIENT).await });
+    let waiting = tokio::spawn(async move { two.begin(request(2), wait).await });
     until("it waits", || async { world.two.store.trips() >= 2 }).await;
     world.one.complete(claimed.record.fencing_token, b"done").await.expect("completed");
     assert_eq!(replay(waiting.await.expect("no panic")), b"done");
+}
+
+#[tokio::test]
+async fn a_waiter_at_another_server_gets_the_outcome_by_the_watch() {
+    gets_the_outcome_from_elsewhere(NEVER, true, PATIENT).await;
 }
 
 #[tokio::test]
 async fn with_every_hint_dropped_the_slow_poll_answers() {
-    let settings = Settings { poll: Duration::from_millis(100), ..Settings::default() };
-    let world = World::with(settings);
-    world.two.store.drop_hints();
-    let claimed = world.one.claim(request(1)).await;
-    let two = world.two.clone();
-    let waiting = tokio::spawn(async move { two.begin(request(2), PATIENT).await });
-    until("it waits", || async { world.two.store.trips() >= 2 }).await;
-    world.one.complete(claimed.record.fencing_token, b"done").await.expect("completed");
-    assert_eq!(replay(waiting.await.expect("no panic")), b"done");
+    gets_the_outcome_from_elsewhere(Duration::from_millis(100), false, PATIENT).await;
 }
 
 #[tokio::test]
 async fn with_every_hint_dropped_the_deadline_answers() {
-    let settings = Settings { poll: Duration::from_secs(3_600), ..Settings::default() };
-    let world = World::with(settings);
-    world.two.store.drop_hints();
-    let claimed = world.one.claim(request(1)).await;
-    let two = world.two.clone();
-    let waiting = tokio::spawn(async move { two.begin(request(2), Duration::from_millis(400)).await });
-    until("it waits", || async { world.two.store.trips() >= 2 }).await;
-    world.one.complete(claimed.record.fencing_token, b"done").await.expect("completed");
-    assert_eq!(replay(waiting.await.expect("no panic")), b"done");
+    gets_the_outcome_from_elsewhere(NEVER, false, Duration::from_millis(400)).await;
 }
 
 #[tokio::test]
