@@ -66,7 +66,8 @@ pub trait RecordStore: Send + Sync + 'static {
     ) -> Result<Page, StoreError>;
 }
 
-/// The store revision at which a record was written: unlike any other write's.
+/// The store revision at which a record was written: unlike that of any other write of its key. Records of
+/// different keys may share one, when they were written together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 

@@ -111,6 +111,13 @@ impl EtcdClient {
         self.call(kv.txn(txn)).await
     }
 
+    /// A transaction that writes. Its answer is decoded however large it is, or what became of it would not be
+    /// known.
+    pub(super) async fn txn_write(&self, txn: Txn) -> Result<TxnResponse, CallError> {
+        let mut kv = self.client.kv_client().max_decoding_message_size(TXN_MAX_OPS * DECODE_MAX_BYTES);
+        self.call(kv.txn(txn)).await
+    }
+
     /// Puts an empty key that lives as long as `lease`. Harmless to repeat.
     pub(super) async fn put_sentinel(&self, key: String, lease: i64) -> Result<(), CallError> {
         let mut kv = self.kv();

@@ -49,6 +49,13 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
+    fn name(&self) -> &'static str {
+        match self {
+            Purpose::Locks(_) => "lock",
+            Purpose::Retention => "retention",
+        }
+    }
+
     /// How often one lease is given out.
     fn uses_max(&self) -> u32 {
         match self {
@@ -102,10 +109,19 @@ impl Leases {
         }
     }
 
-    /// Never gives out this lease again: etcd does not know it any more.
-    pub(super) fn discard(&self, lease: &Arc<Lease>) {
-        for line in self.0.lines().values_mut() {
-            line.ready.take_if(|ready| Arc::ptr_eq(ready, lease));
+    /// Never gives out this lease again: etcd does not know it any more, or may not.
+    pub(super) fn discard(&self, lease: Option<&Arc<Lease>>) {
+        let Some(lease) = lease else { return };
+        let taken = |line: &mut Line| line.ready.take_if(|ready| Arc::ptr_eq(ready, lease)).is_some();
+        // All writes of a transaction that failed come here, and one of them finds it.
+        if self.0.lines().values_mut().any(taken) {
+            let purpose = self.0.purpose.name();
+            metrics::counter!("onced_etcd_leases_discarded_total", "purpose" => purpose).increment(1);
+            tracing::info!(
+                lease = format!("{:x}", lease.id),
+                purpose,
+                "dropped a lease that etcd may not have any more"
+            );
         }
     }
 
@@ -178,6 +194,7 @@ impl Inner {
                 put => put?,
             }
         }
+        metrics::counter!("onced_etcd_leases_granted_total", "purpose" => self.purpose.name()).increment(1);
         Ok(Lease { id, length: Duration::from_secs(seconds), sent, uses: AtomicU32::new(0) })
     }
 }

@@ -4,15 +4,19 @@
 //! - `keyspace`: where things lie in etcd.
 //! - `client`: calls, bounded in time, and what their failures mean.
 //! - `leases`: the shared leases.
-//! - `write`: a swap as a transaction.
+//! - `write`: conditional writes, and the transactions that carry them.
+//! - `queue`, `commit`, `read`: group commit, of writes and of reads.
 //! - `lapses`: which locks are known to be over.
 //! - `watch`: watches that go on after a stream is lost.
 
 mod client;
+mod commit;
 mod keyspace;
 mod lapses;
 mod leases;
 mod open;
+mod queue;
+mod read;
 mod watch;
 mod write;
 
@@ -24,9 +28,11 @@ use async_trait::async_trait;
 use etcd_client::{GetOptions, KeyValue, TxnOp};
 
 use self::client::{CallError, EtcdClient, TXN_MAX_OPS};
+use self::commit::Commits;
 use self::keyspace::Keyspace;
 use self::lapses::Lapses;
 use self::leases::{Lease, Leases, Purpose};
+use self::read::Reads;
 use self::watch::{Hints, Subject, Watcher};
 use self::write::{Put, Write, Written, mod_revision, revision};
 use super::encoding::{Placement, decode, encode};
@@ -72,6 +78,8 @@ pub struct EtcdStore {
     lapses: Lapses,
     locks: Leases,
     retentions: Leases,
+    commits: Commits,
+    reads: Reads,
     records_watcher: Watcher,
     /// Watches as long as the store lives.
     _sentinels_watcher: Watcher,
@@ -98,6 +106,8 @@ impl EtcdStore {
         Ok(Self {
             locks: leases(Purpose::Locks(keyspace.clone())),
             retentions: leases(Purpose::Retention),
+            commits: Commits::new(client.clone(), keyspace.clone(), clock.clone()),
+            reads: Reads::new(client.clone()),
             records_watcher: Watcher::start(client.clone(), hints),
             _sentinels_watcher: sentinels_watcher,
             client,
@@ -144,8 +154,7 @@ impl EtcdStore {
     }
 
     async fn get_record(&self, key: &RecordKey) -> Result<Option<KeyValue>, StoreError> {
-        let read = self.client.get(self.keyspace.record(key), None).await;
-        Ok(read.map_err(CallError::of_read)?.take_kvs().pop())
+        self.reads.get(self.keyspace.record(key)).await.map_err(CallError::of_read)
     }
 
     /// Whether a lock lease has ended: as the watch has shown, or else as etcd says now.
@@ -153,13 +162,11 @@ impl EtcdStore {
         if self.lapses.is_gone(lease) {
             return Ok(true);
         }
-        let keys_only = Some(GetOptions::new().with_keys_only());
-        let read = self.client.get(self.keyspace.sentinel(lease), keys_only).await;
-        let over = read.map_err(CallError::of_read)?.kvs().is_empty();
-        if over {
+        let held = self.reads.is_there(self.keyspace.sentinel(lease)).await.map_err(CallError::of_read)?;
+        if !held {
             self.lapses.gone(lease);
         }
-        Ok(over)
+        Ok(!held)
     }
 
     /// Which of several lock leases had ended when etcd was at `revision`. At most [`TXN_MAX_OPS`] of them.
@@ -203,7 +210,7 @@ impl EtcdStore {
     async fn write(
         &self,
         called: Moment,
-        name: &str,
+        name: &Arc<str>,
         expected: Expected,
         next: Option<&Record>,
     ) -> Result<Attempt, StoreError> {
@@ -216,25 +223,24 @@ impl EtcdStore {
             },
             None => None,
         };
-        let waited = self.clock.now().since(called);
-        if waited > WRITE_WAIT_MAX {
-            return Err(StoreError::NotApplied(format!("it had waited {waited:?} before it could be sent")));
-        }
-        let write = Write { name: name.to_owned(), expected: mod_revision(expected), put };
-        match self.client.txn(write.txn(&self.keyspace)).await {
-            Ok(answer) => Ok(match write.outcome(&answer) {
-                Written::Done(revision) => Attempt::Done(revision),
-                Written::Lost(current) => Attempt::Lost(current),
-                Written::LockGone => {
-                    self.drop_lease(&self.locks, write.put.as_ref().and_then(|put| put.lock.as_ref()));
-                    Attempt::LeaseGone
-                }
-            }),
-            Err(CallError::LeaseNotFound) => {
-                self.drop_lease(&self.retentions, write.put.as_ref().and_then(|put| put.retention.as_ref()));
+        let (lock, retention) = match &put {
+            Some(put) => (put.lock.clone(), put.retention.clone()),
+            None => (None, None),
+        };
+        let expected = mod_revision(expected);
+        match self.commits.write(Write { name: Arc::clone(name), expected, put }, called).await {
+            Ok(Written::Done(revision)) => Ok(Attempt::Done(revision)),
+            Ok(Written::Lost(current)) => Ok(Attempt::Lost(current)),
+            Ok(Written::LockGone) => {
+                self.locks.discard(lock.as_ref());
                 Ok(Attempt::LeaseGone)
             }
-            Err(CallError::NoSpace(text)) => Err(self.settle_full(&write, text).await),
+            // It may be that of a neighbour in the transaction: etcd does not say whose.
+            Err(CallError::LeaseNotFound) => {
+                self.retentions.discard(retention.as_ref());
+                Ok(Attempt::LeaseGone)
+            }
+            Err(CallError::NoSpace(text)) => Err(self.settle_full(name, expected, text).await),
             Err(CallError::Refused(text)) => Err(StoreError::NotApplied(text)),
             Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
                 Err(StoreError::OutcomeUnknown(error.into_text()))
@@ -242,21 +248,11 @@ impl EtcdStore {
         }
     }
 
-    fn drop_lease(&self, leases: &Leases, lease: Option<&Arc<Lease>>) {
-        if let Some(lease) = lease {
-            tracing::info!(lease = format!("{:x}", lease.id), "etcd no longer has a lease that was in use");
-            leases.discard(lease);
-        }
-    }
-
     /// The error of a write that etcd answered with NOSPACE. The write that first hits the quota is applied
     /// all the same, so the record is looked at: unchanged after the answer, it was not this write.
-    async fn settle_full(&self, write: &Write, text: String) -> StoreError {
-        let keys_only = Some(GetOptions::new().with_keys_only());
-        match self.client.get(write.name.as_str(), keys_only).await {
-            Ok(read) if read.kvs().first().map_or(0, KeyValue::mod_revision) == write.expected => {
-                StoreError::Full(text)
-            }
+    async fn settle_full(&self, name: &str, expected: i64, text: String) -> StoreError {
+        match self.reads.mod_revision(name.to_owned()).await {
+            Ok(unchanged) if unchanged == expected => StoreError::Full(text),
             Ok(_) | Err(_) => StoreError::OutcomeUnknown(text),
         }
     }
@@ -294,7 +290,7 @@ impl RecordStore for EtcdStore {
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
         let called = self.clock.now();
-        let name = self.keyspace.record(key);
+        let name = self.keyspace.record(key).into();
         for _ in 0..LEASE_ATTEMPTS {
             match self.write(called, &name, expected, next).await? {
                 Attempt::Done(revision) => return Ok(Swapped::Done(revision)),

@@ -1,4 +1,8 @@
-//! One conditional write of one record, as a transaction.
+//! Conditional writes of single records, and the transactions that carry them: one alone, or several at once.
+//!
+//! Several go flat first, all compares and all puts in one plain transaction, which writes all of them or
+//! nothing. Where one of them lost, they go nested: each a transaction of its own within one outer transaction,
+//! so that each is decided for itself.
 
 use std::sync::Arc;
 
@@ -11,7 +15,7 @@ use crate::store::{Expected, Revision};
 /// A write, and what it expects.
 pub(super) struct Write {
     /// The record, in etcd.
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     /// The revision of its last write; 0 if there is none.
     pub(super) expected: i64,
     /// What to put; `None`: remove it.
@@ -39,29 +43,35 @@ pub(super) enum Written {
 }
 
 impl Write {
-    /// The transaction.
-    pub(super) fn txn(&self, keyspace: &Keyspace) -> Txn {
-        let name = self.name.as_str();
-        let mut compares = vec![Compare::mod_revision(name, CompareOp::Equal, self.expected)];
-        let write = match &self.put {
-            Some(put) => {
-                if let Some(lock) = &put.lock {
-                    // Bounds how late this write can land: not after the lock that it arms has lapsed.
-                    let sentinel = keyspace.sentinel(lock.id);
-                    compares.push(Compare::create_revision(sentinel, CompareOp::Greater, 0));
-                }
-                let lease = put.retention.as_ref().map_or(0, |lease| lease.id);
-                TxnOp::put(name, put.value.clone(), Some(PutOptions::new().with_lease(lease)))
-            }
-            None => TxnOp::delete(name, None),
-        };
-        Txn::new().when(compares).and_then([write]).or_else([TxnOp::get(name, None)])
+    /// About how many bytes it takes of a request.
+    pub(super) fn size(&self) -> usize {
+        2 * self.name.len() + self.put.as_ref().map_or(0, |put| put.value.len())
     }
 
-    /// Reads the answer.
-    pub(super) fn outcome(&self, answer: &TxnResponse) -> Written {
+    /// The lease whose sentinel it compares.
+    pub(super) fn lock_lease(&self) -> Option<i64> {
+        Some(self.put.as_ref()?.lock.as_ref()?.id)
+    }
+
+    fn compare(&self) -> Compare {
+        Compare::mod_revision(&*self.name, CompareOp::Equal, self.expected)
+    }
+
+    fn op(&self) -> TxnOp {
+        match &self.put {
+            Some(put) => {
+                let lease = put.retention.as_ref().map_or(0, |lease| lease.id);
+                let options = PutOptions::new().with_lease(lease);
+                TxnOp::put(&*self.name, put.value.as_slice(), Some(options))
+            }
+            None => TxnOp::delete(&*self.name, None),
+        }
+    }
+
+    /// Reads the answer to this write alone, or nested.
+    fn outcome(&self, answer: &TxnResponse, at: Revision) -> Written {
         if answer.succeeded() {
-            return Written::Done(revision(answer.header().map_or(0, |header| header.revision())));
+            return Written::Done(at);
         }
         let current = answer.op_responses().into_iter().find_map(|response| match response {
             TxnOpResponse::Get(mut read) => read.take_kvs().pop(),
@@ -74,6 +84,58 @@ impl Write {
             current => Written::Lost(current),
         }
     }
+}
+
+/// Bounds how late a write can land: not after the lock that it arms has lapsed.
+fn lock_is_there(keyspace: &Keyspace, lease: i64) -> Compare {
+    Compare::create_revision(keyspace.sentinel(lease), CompareOp::Greater, 0)
+}
+
+/// One write. Its answer tells what is there if it lost.
+pub(super) fn alone(write: &Write, keyspace: &Keyspace) -> Txn {
+    let lock = write.lock_lease().map(|lease| lock_is_there(keyspace, lease));
+    let compares: Vec<Compare> = std::iter::once(write.compare()).chain(lock).collect();
+    let current = TxnOp::get(&*write.name, None);
+    Txn::new().when(compares).and_then([write.op()]).or_else([current])
+}
+
+/// All of several writes, or none. `locks` are their leases, each once.
+pub(super) fn flat<'a>(
+    writes: impl Iterator<Item = &'a Write> + Clone,
+    locks: impl Iterator<Item = i64>,
+    keyspace: &Keyspace,
+) -> Txn {
+    let locks = locks.map(|lease| lock_is_there(keyspace, lease));
+    let compares: Vec<Compare> = writes.clone().map(Write::compare).chain(locks).collect();
+    Txn::new().when(compares).and_then(writes.map(Write::op).collect::<Vec<_>>())
+}
+
+/// Several writes, each decided for itself.
+pub(super) fn nested<'a>(writes: impl Iterator<Item = &'a Write>, keyspace: &Keyspace) -> Txn {
+    Txn::new().and_then(writes.map(|write| TxnOp::txn(alone(write, keyspace))).collect::<Vec<_>>())
+}
+
+/// What came of a write that went alone.
+pub(super) fn outcome_alone(write: &Write, answer: &TxnResponse) -> Written {
+    write.outcome(answer, revision_of(answer))
+}
+
+/// What came of writes that went nested, in their order; an answer that does not fit them has less of them.
+pub(super) fn outcomes_nested<'a>(
+    writes: impl Iterator<Item = &'a Write>,
+    answer: &TxnResponse,
+) -> Vec<Written> {
+    let at = revision_of(answer);
+    let nested = answer.op_responses().into_iter().map_while(|response| match response {
+        TxnOpResponse::Txn(answer) => Some(answer),
+        TxnOpResponse::Get(_) | TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) => None,
+    });
+    writes.zip(nested).map(|(write, answer)| write.outcome(&answer, at)).collect()
+}
+
+/// The revision of all that a transaction wrote.
+pub(super) fn revision_of(answer: &TxnResponse) -> Revision {
+    revision(answer.header().map_or(0, |header| header.revision()))
 }
 
 /// What etcd calls the revision that is expected.

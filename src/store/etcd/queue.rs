@@ -1,0 +1,95 @@
+//! Group commit: what has queued while the last batch was on its way is the next batch. Nobody lingers for
+//! company, so a lone job leaves at once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+/// What takes jobs from a queue, a batch at a time.
+#[async_trait]
+pub(super) trait Batches: Send + Sync + 'static {
+    /// What is asked for. It holds what its answer goes to.
+    type Job: Send + 'static;
+
+    /// Takes the next batch from a queue that is not empty; those not taken stay for a later one.
+    fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job>;
+
+    /// Does a batch, and answers every job of it.
+    async fn run(&self, batch: Vec<Self::Job>);
+}
+
+/// Jobs on their way. Cheap to clone.
+pub(super) struct Queue<B: Batches>(Arc<Inner<B>>);
+
+struct Inner<B: Batches> {
+    batches: B,
+    /// How many batches may be on their way at once.
+    in_flight_max: usize,
+    state: Mutex<State<B::Job>>,
+}
+
+struct State<J> {
+    waiting: VecDeque<J>,
+    in_flight: usize,
+}
+
+impl<B: Batches> Queue<B> {
+    /// An empty queue.
+    pub(super) fn new(batches: B, in_flight_max: usize) -> Self {
+        let state = Mutex::new(State { waiting: VecDeque::new(), in_flight: 0 });
+        Self(Arc::new(Inner { batches, in_flight_max, state }))
+    }
+
+    /// Adds a job. It is done whether or not anybody waits for its answer.
+    pub(super) fn push(&self, job: B::Job) {
+        let mut state = self.0.state();
+        state.waiting.push_back(job);
+        if state.in_flight < self.0.in_flight_max {
+            state.in_flight += 1;
+            // A task of its own, so that no caller who goes away takes a batch with him.
+            tokio::spawn(Runner { queue: Arc::clone(&self.0), in_flight: true }.run());
+        }
+    }
+}
+
+impl<B: Batches> Inner<B> {
+    fn state(&self) -> MutexGuard<'_, State<B::Job>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does batches until the queue is empty.
+struct Runner<B: Batches> {
+    queue: Arc<Inner<B>>,
+    /// Whether it still counts as in flight.
+    in_flight: bool,
+}
+
+impl<B: Batches> Runner<B> {
+    async fn run(mut self) {
+        while let Some(batch) = self.next() {
+            self.queue.batches.run(batch).await;
+        }
+    }
+
+    fn next(&mut self) -> Option<Vec<B::Job>> {
+        let mut state = self.queue.state();
+        if state.waiting.is_empty() {
+            // Under the same lock as the look at the queue: whoever comes next starts another one.
+            state.in_flight -= 1;
+            self.in_flight = false;
+            return None;
+        }
+        Some(self.queue.batches.take(&mut state.waiting))
+    }
+}
+
+impl<B: Batches> Drop for Runner<B> {
+    /// However it ends: the jobs of a batch that panicked are dropped, and the place is free for the next.
+    fn drop(&mut self) {
+        if self.in_flight {
+            self.queue.state().in_flight -= 1;
+        }
+    }
+}
