@@ -28,6 +28,8 @@ pub(super) const TXN_MAX_OPS: usize = 128;
 pub(super) enum CallError {
     /// It never left this process, or etcd refused it: nothing was done.
     Refused(String),
+    /// etcd refused the request for what it is, such as its size: nothing was done.
+    Unfit(String),
     /// A put names a lease that is gone: nothing was done.
     LeaseNotFound,
     /// A lease of this id exists: nothing was done.
@@ -49,7 +51,10 @@ impl CallError {
     /// What to tell of it.
     pub(super) fn into_text(self) -> String {
         match self {
-            CallError::Refused(text) | CallError::NoSpace(text) | CallError::Unknown(text) => text,
+            CallError::Refused(text)
+            | CallError::Unfit(text)
+            | CallError::NoSpace(text)
+            | CallError::Unknown(text) => text,
             CallError::LeaseNotFound => "etcd: the lease is gone".to_owned(),
             CallError::LeaseExists => "etcd: the lease exists already".to_owned(),
             CallError::TooLarge => format!("etcd's answer is larger than {DECODE_MAX_BYTES} bytes"),
@@ -177,6 +182,12 @@ pub(super) fn classify(error: etcd_client::Error) -> CallError {
     if never_sent(&status) {
         return CallError::Refused(format!("etcd cannot be reached: {}", with_cause(&status)));
     }
+    // How etcd's side of the connection refuses to read a request at all: an operator has lowered its limit.
+    if status.code() == Code::ResourceExhausted
+        && status.message().starts_with("grpc: received message larger than max")
+    {
+        return CallError::Unfit(text);
+    }
     // Only etcd itself speaks so: the same codes also stand for broken connections.
     let Some(said) = status.message().strip_prefix("etcdserver: ") else {
         return match status.code() {
@@ -188,10 +199,10 @@ pub(super) fn classify(error: etcd_client::Error) -> CallError {
         Code::NotFound if said == "requested lease not found" => CallError::LeaseNotFound,
         Code::FailedPrecondition if said == "lease already exists" => CallError::LeaseExists,
         Code::ResourceExhausted if said == "mvcc: database space exceeded" => CallError::NoSpace(text),
+        Code::InvalidArgument => CallError::Unfit(text),
         Code::NotFound
         | Code::FailedPrecondition
         | Code::ResourceExhausted
-        | Code::InvalidArgument
         | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::Unimplemented => CallError::Refused(text),
@@ -226,12 +237,18 @@ mod tests {
     fn only_what_etcd_itself_refused_counts_as_refused() {
         let refusals = [
             Status::resource_exhausted("etcdserver: too many requests"),
-            Status::invalid_argument("etcdserver: request is too large"),
             Status::permission_denied("etcdserver: permission denied"),
             Status::unauthenticated("etcdserver: invalid auth token"),
         ];
         for status in refusals {
             assert!(matches!(of(status), CallError::Refused(_)));
+        }
+        let unfit = [
+            Status::invalid_argument("etcdserver: request is too large"),
+            Status::resource_exhausted("grpc: received message larger than max (1008080 vs. 624288)"),
+        ];
+        for status in unfit {
+            assert!(matches!(of(status), CallError::Unfit(_)));
         }
         let doubts = [
             Status::unavailable("etcdserver: request timed out"),

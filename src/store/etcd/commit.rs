@@ -163,6 +163,7 @@ impl Transactions {
             let locks: HashSet<i64> = writes.clone().filter_map(Write::lock_lease).collect();
             match self.client.txn_write(flat(writes, locks.into_iter(), &self.keyspace)).await {
                 Ok(answer) if answer.succeeded() => {
+                    self.pace.faster();
                     let at = revision_of(&answer);
                     return batch.into_iter().for_each(|job| job.answer(Ok(Written::Done(at))));
                 }
@@ -203,10 +204,10 @@ impl Transactions {
     }
 
     async fn failed(&self, batch: Vec<Job>, error: CallError) {
-        if !matches!(error, CallError::Refused(_)) {
+        if !matches!(error, CallError::Unfit(_)) {
             return batch.into_iter().for_each(|job| job.answer(Err(error.clone())));
         }
-        // etcd refused all of it, perhaps for one of them, or for their size.
+        // Perhaps for one of them, perhaps for their number.
         self.pace.slower();
         for job in batch {
             let outcome = match self.check_age(job.called) {

@@ -3,12 +3,14 @@
 //!
 //! A lease of a length serves whatever needs less, as long as that much of it is left, counted from before
 //! its grant was sent: so nothing ever ends early. Lengths come from a coarse grid, so that few are in use.
+//! The next lease is granted while the last one still serves, and as long as a length is in use at all, so that
+//! callers seldom wait for a grant.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,6 +22,9 @@ use crate::clock::{Clock, Moment};
 
 /// The most records on one retention lease: etcd stands still while it removes the keys of a lease.
 const RECORDS_PER_LEASE: u32 = 1_000;
+
+/// How long after its last use a length still has a lease at hand.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// A granted lease.
 #[derive(Debug)]
@@ -73,6 +78,10 @@ type Grant = Shared<Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>>
 struct Line {
     ready: Option<Arc<Lease>>,
     granting: Option<Grant>,
+    /// When one was last taken.
+    taken: Option<Moment>,
+    /// Whether a task sees to it that one is ready.
+    kept: bool,
 }
 
 /// Leases for one purpose. Cheap to clone.
@@ -130,6 +139,10 @@ impl Leases {
         let mut lines = self.0.lines();
         let line = lines.entry(seconds).or_default();
         let now = self.0.clock.now();
+        line.taken = Some(now);
+        if !std::mem::replace(&mut line.kept, true) {
+            tokio::spawn(keep(Arc::downgrade(&self.0), seconds));
+        }
         let uses_max = self.0.purpose.uses_max();
         if let Some(lease) = line.ready.clone()
             && let Some(window) = lease.window(time, now)
@@ -158,6 +171,27 @@ impl Leases {
         let granting: Grant = task.map(move |granted| granted.unwrap_or_else(ended)).boxed().shared();
         line.granting = Some(granting.clone());
         granting
+    }
+}
+
+/// Sees to it that a lease of a length is ready, until none was taken for [`KEPT_FOR`].
+async fn keep(leases: Weak<Inner>, seconds: u64) {
+    // Of the ninth, at least, of its length in which a lease is given out, the half.
+    let half_window = Duration::from_secs(seconds) / 18;
+    loop {
+        tokio::time::sleep(half_window).await;
+        let Some(inner) = leases.upgrade() else { return };
+        let leases = Leases(inner);
+        let now = leases.0.clock.now();
+        let mut lines = leases.0.lines();
+        let line = lines.entry(seconds).or_default();
+        if line.taken.is_none_or(|taken| now.since(taken) > KEPT_FOR) {
+            line.kept = false;
+            return;
+        }
+        if line.ready.as_ref().is_none_or(|ready| now.since(ready.sent) >= half_window) {
+            drop(leases.granting(line, seconds));
+        }
     }
 }
 

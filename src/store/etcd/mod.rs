@@ -241,7 +241,7 @@ impl EtcdStore {
                 Ok(Attempt::LeaseGone)
             }
             Err(CallError::NoSpace(text)) => Err(self.settle_full(name, expected, text).await),
-            Err(CallError::Refused(text)) => Err(StoreError::NotApplied(text)),
+            Err(CallError::Refused(text) | CallError::Unfit(text)) => Err(StoreError::NotApplied(text)),
             Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
                 Err(StoreError::OutcomeUnknown(error.into_text()))
             }

@@ -156,6 +156,7 @@ impl Supervisor {
             if lost == CallError::TooLarge {
                 self.watches.give_up_history();
             }
+            metrics::counter!("onced_etcd_watch_resumes_total").increment(1);
             tracing::warn!(error = lost.into_text(), "a watch on etcd was lost and is being resumed");
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -303,6 +304,7 @@ impl Watches {
             if response.compact_revision() == 0 {
                 return refused();
             }
+            metrics::counter!("onced_etcd_watch_compactions_total").increment(1);
             self.by_id.remove(&response.watch_id());
             (watched.missed, watched.resume_at) = (true, 0);
             return Ok(self.create(&subject));

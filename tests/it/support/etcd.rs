@@ -172,18 +172,27 @@ impl EtcdProcess {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn is_healthy(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-            let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-            connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-            connection.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            connection.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    /// What it tells of itself, for Prometheus.
+    pub async fn metrics(&self) -> String {
+        let port = self.port;
+        let asked = tokio::task::spawn_blocking(move || http_get(port, "/metrics"));
+        asked.await.expect("it does not panic").expect("etcd answers")
     }
+
+    fn is_healthy(&self) -> bool {
+        http_get(self.port, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    }
+}
+
+/// Asks a server on this machine, and reads its whole answer.
+fn http_get(port: u16, path: &str) -> std::io::Result<String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(connection, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 impl Drop for EtcdProcess {

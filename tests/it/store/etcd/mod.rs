@@ -1,5 +1,6 @@
 //! The etcd store, on a real etcd.
 
+mod batches;
 mod faults;
 mod lapses;
 mod leases;
