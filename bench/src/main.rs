@@ -1,0 +1,79 @@
+//! Measures onced: pairs per second, the latency of a lone caller, duplicates, lapses; and beside it what one
+//! would write by hand against etcd. Prints figures and judges none, but for answers: a wrong one ends it.
+
+mod child;
+mod cpu;
+mod duplicates;
+mod etcd;
+mod lapses;
+mod load;
+mod lone;
+mod options;
+mod pairs;
+mod progress;
+mod server;
+mod stats;
+mod ways;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use options::Options;
+
+#[derive(Parser)]
+#[command(name = "onced-bench", about, max_term_width = 110)]
+/// Measures onced, and what one would write by hand in its place
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pairs of Begin and Complete per second, of many callers at once
+    Pairs(pairs::Args),
+    /// The latency of a pair of a lone caller
+    Lone(lone::Args),
+    /// Many callers of one key, over two servers: how long they wait, and what etcd sees of them
+    Duplicates(duplicates::Args),
+    /// The latency of a Begin while many records lapse and expire
+    Lapses(lapses::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(cli.options.workers).enable_all().build();
+    let done = runtime.context("cannot start threads").and_then(|runtime| runtime.block_on(run(cli)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("onced-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs until done or told to stop. Either way what was started is ended, by being dropped.
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let options = &cli.options;
+    let work = async {
+        match &cli.command {
+            Command::Pairs(args) => pairs::run(options, args).await,
+            Command::Lone(args) => lone::run(options, args).await,
+            Command::Duplicates(args) => duplicates::run(options, args).await,
+            Command::Lapses(args) => lapses::run(options, args).await,
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("terminated"),
+    }
+}

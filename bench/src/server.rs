@@ -1,0 +1,94 @@
+//! The server that is measured: the released program, in a process of its own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::child::Child;
+use crate::options::Options;
+
+/// How long a server may take to listen, in steps of [`STEP`].
+const READY_STEPS: u32 = 400;
+const STEP: Duration = Duration::from_millis(25);
+
+/// Where a server keeps its records.
+pub enum Place<'a> {
+    /// In etcd, on a prefix.
+    Etcd { endpoint: &'a str, prefix: &'a str },
+    /// In a directory of its own.
+    Embedded,
+}
+
+/// A server on a free port, ended when dropped.
+pub struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    pub async fn start(options: &Options, place: Place<'_>) -> anyhow::Result<Self> {
+        let program = program(options)?;
+        let child = Child::start(&program, |dir| {
+            let store = match place {
+                Place::Etcd { endpoint, prefix } => format!("etcd://{endpoint}/{prefix}"),
+                Place::Embedded => format!("file:{}", dir.join("data").display()),
+            };
+            ["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--store", &store].map(str::to_owned).into()
+        })?;
+        for _ in 0..READY_STEPS {
+            let output = child.output();
+            // The line is whole once the next one has begun.
+            if let Some((first, _)) = output.split_once('\n') {
+                let address =
+                    first.strip_prefix("listening on ").context("the server did not say where it listens")?;
+                return Ok(Self { address: address.to_owned(), child });
+            }
+            anyhow::ensure!(child.is_running(), "{} ended:\n{}", program.display(), child.log());
+            tokio::time::sleep(STEP).await;
+        }
+        anyhow::bail!("{} does not listen:\n{}", program.display(), child.log())
+    }
+
+    /// Where it listens, as host:port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+}
+
+fn program(options: &Options) -> anyhow::Result<PathBuf> {
+    let program = match &options.onced {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("onced"),
+    };
+    anyhow::ensure!(
+        program.is_file(),
+        "there is no server program at {}: build it with `cargo build --release`, or name one with --onced",
+        program.display()
+    );
+    if options.onced.is_none() {
+        check_is_fresh(&program)?;
+    }
+    Ok(program)
+}
+
+/// Fails if a source of the program is newer than it: cargo has built this program, but not that one. What its
+/// sources are, cargo has written down beside it.
+fn check_is_fresh(program: &Path) -> anyhow::Result<()> {
+    let built = program.metadata()?.modified()?;
+    let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return Ok(()) };
+    for source in sources.split_whitespace().skip(1) {
+        let changed = Path::new(source).metadata().and_then(|source| source.modified());
+        // One that is gone, or has a space in its name, tells nothing.
+        anyhow::ensure!(
+            changed.is_err() || changed.is_ok_and(|changed| changed <= built),
+            "{} is older than {source}: build it with `cargo build --release`, or name one with --onced",
+            program.display()
+        );
+    }
+    Ok(())
+}
