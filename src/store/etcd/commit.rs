@@ -26,8 +26,8 @@ const LARGE_BYTES: usize = 64 << 10;
 const LARGE_IN_FLIGHT_MAX: usize = 4;
 /// An answer that brings more than this is large: the next transaction has fewer writes that could lose.
 const ANSWER_LARGE_BYTES: usize = 4 << 20;
-/// How many transactions are on their way at once. A second one would only split the batches.
-const IN_FLIGHT_MAX: usize = 1;
+/// How many transactions are on their way at once: the second one leaves only when it is full.
+const IN_FLIGHT_MAX: usize = 2;
 
 /// What came of a write, or why that is not known, or why nothing was written.
 type Outcome = Result<Written, CallError>;
@@ -77,7 +77,7 @@ impl Commits {
         let pace = Pace { losing: AtomicBool::new(false), writes_max: AtomicUsize::new(WRITES_MAX) };
         let transactions = Transactions { client, keyspace, clock, pace: Arc::new(pace) };
         Self {
-            queue: Queue::new(transactions.clone(), IN_FLIGHT_MAX),
+            queue: Queue::new(transactions.clone(), IN_FLIGHT_MAX, WRITES_MAX),
             transactions,
             large: Semaphore::new(LARGE_IN_FLIGHT_MAX),
         }

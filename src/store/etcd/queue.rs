@@ -1,5 +1,6 @@
 //! Group commit: what has queued while the last batch was on its way is the next batch. Nobody lingers for
-//! company, so a lone job leaves at once.
+//! company, so a lone job leaves at once. Only a full batch leaves while another is on its way: two half ones
+//! would cost more than one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,8 @@ struct Inner<B: Batches> {
     batches: B,
     /// How many batches may be on their way at once.
     in_flight_max: usize,
+    /// How many jobs make a full batch.
+    full: usize,
     state: Mutex<State<B::Job>>,
 }
 
@@ -35,21 +38,28 @@ struct State<J> {
 }
 
 impl<B: Batches> Queue<B> {
-    /// An empty queue.
-    pub(super) fn new(batches: B, in_flight_max: usize) -> Self {
+    /// An empty queue. A batch is full with `full` jobs, and `in_flight_max` may be on their way at once.
+    pub(super) fn new(batches: B, in_flight_max: usize, full: usize) -> Self {
         let state = Mutex::new(State { waiting: VecDeque::new(), in_flight: 0 });
-        Self(Arc::new(Inner { batches, in_flight_max, state }))
+        Self(Arc::new(Inner { batches, in_flight_max, full, state }))
     }
 
     /// Adds a job. It is done whether or not anybody waits for its answer.
     pub(super) fn push(&self, job: B::Job) {
         let mut state = self.0.state();
         state.waiting.push_back(job);
-        if state.in_flight < self.0.in_flight_max {
+        if state.in_flight < self.0.in_flight_max && state.is_due(self.0.full) {
             state.in_flight += 1;
             // A task of its own, so that no caller who goes away takes a batch with him.
             tokio::spawn(Runner { queue: Arc::clone(&self.0), in_flight: true }.run());
         }
+    }
+}
+
+impl<J> State<J> {
+    /// Whether another batch is to leave.
+    fn is_due(&self, full: usize) -> bool {
+        self.waiting.len() >= full || (self.in_flight == 0 && !self.waiting.is_empty())
     }
 }
 
@@ -75,12 +85,15 @@ impl<B: Batches> Runner<B> {
 
     fn next(&mut self) -> Option<Vec<B::Job>> {
         let mut state = self.queue.state();
-        if state.waiting.is_empty() {
-            // Under the same lock as the look at the queue: whoever comes next starts another one.
+        if std::mem::take(&mut self.in_flight) {
             state.in_flight -= 1;
-            self.in_flight = false;
+        }
+        // Under the same lock as this look at the queue: whoever comes next starts another one.
+        if !state.is_due(self.queue.full) {
             return None;
         }
+        state.in_flight += 1;
+        self.in_flight = true;
         Some(self.queue.batches.take(&mut state.waiting))
     }
 }

@@ -52,7 +52,7 @@ struct Asked {
 impl Reads {
     /// No reads yet.
     pub(super) fn new(client: EtcdClient) -> Self {
-        Self { queue: Queue::new(Transactions { client }, IN_FLIGHT_MAX) }
+        Self { queue: Queue::new(Transactions { client }, IN_FLIGHT_MAX, READS_MAX) }
     }
 
     /// Reads a key, linearizably: what is there after this was called.
