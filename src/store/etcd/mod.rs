@@ -3,12 +3,16 @@
 //!
 //! - `keyspace`: where things lie in etcd.
 //! - `client`: calls, bounded in time, and what their failures mean.
+//! - `endpoints`: which endpoint they go to.
+//! - `dial`: how a connection is made.
 //! - `leases`: the shared leases.
 //! - `write`: a swap as a transaction.
 //! - `lapses`: which locks are known to be over.
 //! - `watch`: watches that go on after a stream is lost.
 
 mod client;
+mod dial;
+mod endpoints;
 mod keyspace;
 mod lapses;
 mod leases;
@@ -35,6 +39,7 @@ use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::{Clock, Moment};
 use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 
+pub use dial::{EtcdLogin, EtcdTls};
 pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
 pub use open::OpenError;
 
@@ -52,14 +57,19 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// What all keys of the store begin with, slashes around it not counting; empty: [`PREFIX_DEFAULT`].
     pub prefix: String,
-    /// How long one call to etcd may take.
+    /// How long one call to etcd may take, tries at several endpoints included.
     pub call_timeout: Duration,
+    /// What TLS stands on; `None`: without TLS.
+    pub tls: Option<EtcdTls>,
+    /// Who we are; `None`: etcd does not ask.
+    pub login: Option<EtcdLogin>,
 }
 
 impl EtcdConfig {
     /// The store below `prefix` of the cluster at `endpoints`, with the usual timeout of 3 s.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
-        Self { endpoints, prefix: prefix.into(), call_timeout: Duration::from_secs(3) }
+        let call_timeout = Duration::from_secs(3);
+        Self { endpoints, prefix: prefix.into(), call_timeout, tls: None, login: None }
     }
 }
 
@@ -221,7 +231,7 @@ impl EtcdStore {
             return Err(StoreError::NotApplied(format!("it had waited {waited:?} before it could be sent")));
         }
         let write = Write { name: name.to_owned(), expected: mod_revision(expected), put };
-        match self.client.txn(write.txn(&self.keyspace)).await {
+        match self.client.txn_write(write.txn(&self.keyspace)).await {
             Ok(answer) => Ok(match write.outcome(&answer) {
                 Written::Done(revision) => Attempt::Done(revision),
                 Written::Lost(current) => Attempt::Lost(current),
@@ -235,7 +245,7 @@ impl EtcdStore {
                 Ok(Attempt::LeaseGone)
             }
             Err(CallError::NoSpace(text)) => Err(self.settle_full(&write, text).await),
-            Err(CallError::Refused(text)) => Err(StoreError::NotApplied(text)),
+            Err(CallError::Refused(text) | CallError::Unreachable(text)) => Err(StoreError::NotApplied(text)),
             Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
                 Err(StoreError::OutcomeUnknown(error.into_text()))
             }

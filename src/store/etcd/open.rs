@@ -6,6 +6,7 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
 
 use super::EtcdConfig;
 use super::client::{CallError, EtcdClient};
+use super::dial::Dial;
 use super::keyspace::Keyspace;
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
@@ -72,9 +73,8 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
     for endpoint in &config.endpoints {
         check_endpoint(endpoint)?;
     }
-    let client = EtcdClient::new(&config.endpoints, config.call_timeout)
-        .await
-        .map_err(|why| OpenError::unreachable(config, why))?;
+    let dial = Dial { tls: config.tls.clone(), login: config.login.clone() };
+    let client = EtcdClient::new(&config.endpoints, dial, config.call_timeout, keyspace.meta());
     // A client connects only when it is used, and one of several endpoints may be down: so read until it works.
     let mut why = String::new();
     let marker = tokio::time::timeout(config.call_timeout, async {

@@ -1,5 +1,6 @@
 //! The etcd store, on a real etcd.
 
+mod endpoints;
 mod faults;
 mod lapses;
 mod leases;
