@@ -10,7 +10,7 @@ use onced::store::etcd::EtcdConfig;
 use onced::store::{Expected, RecordStore, StoreError, Swapped};
 
 use super::{hinted, keys, long_claim, open};
-use crate::store::fixture::{create, key, load, write};
+use crate::store::fixture::{PATIENCE, create, key, load, write};
 use crate::support::etcd::{EtcdProcess, fresh_prefix};
 use crate::support::proxy::Proxy;
 
@@ -28,7 +28,9 @@ impl TwoWays {
         let ways = [Proxy::start(etcd.endpoint()).await, Proxy::start(etcd.endpoint()).await];
         let direct = etcd.config();
         let endpoints = ways.iter().map(Proxy::endpoint).collect();
-        let store = open(&EtcdConfig { endpoints, ..direct.clone() }).await;
+        // Nobody is to wait for so long: an endpoint is given up before.
+        let call_timeout = PATIENCE * 2;
+        let store = open(&EtcdConfig { endpoints, call_timeout, ..direct.clone() }).await;
         // From now on leases are at hand: a swap is one call.
         create(&store, &key("before"), &long_claim()).await;
         Self { ways, store, direct: open(&direct).await }
@@ -91,10 +93,13 @@ async fn a_silent_endpoint_costs_reads_nothing_and_writes_one_unknown_outcome() 
     let keys = keys(40);
     two.ways[0].mute();
     let (in_flight, later) = keys.split_at(20);
-    let (swapped, loaded) = tokio::join!(
-        swap_all(&two.store, in_flight, Expected::Absent),
-        join_all(in_flight.iter().map(|_| two.store.load(&keys[39])))
-    );
+    let calls = async {
+        tokio::join!(
+            swap_all(&two.store, in_flight, Expected::Absent),
+            join_all(in_flight.iter().map(|_| two.store.load(&keys[39])))
+        )
+    };
+    let (swapped, loaded) = tokio::time::timeout(PATIENCE, calls).await.expect("nothing hangs");
     assert!(loaded.iter().all(|loaded| loaded == &Ok(None)), "{loaded:?}");
     // Sent again, they would have met themselves: a conflict.
     let unknown = |swapped: &_| matches!(swapped, Err(StoreError::OutcomeUnknown(_)));
