@@ -21,7 +21,7 @@ use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
 use crate::store::StoreError;
 
 /// The largest record in etcd with what surrounds it, in bytes.
-const RECORD_MAX_BYTES: usize = STORED_MAX_BYTES + 4 * (KEY_MAX_BYTES + PREFIX_MAX_BYTES);
+pub(super) const RECORD_MAX_BYTES: usize = STORED_MAX_BYTES + 4 * (KEY_MAX_BYTES + PREFIX_MAX_BYTES);
 /// The most that is decoded of the answer to a read, in bytes: four of the largest records.
 const DECODE_MAX_BYTES: usize = 4 * RECORD_MAX_BYTES;
 /// The same for a write: more than it can bring, since an answer not understood leaves a write's outcome unknown.
@@ -337,6 +337,8 @@ pub(super) fn classify(error: etcd_client::Error) -> CallError {
         // Said before the request is looked at.
         Code::Unavailable if said == "no leader" => CallError::Unreachable(text),
         _ if said == "rpc not supported for learner" => CallError::Unreachable(text),
+        // Users were changed since the login, which the next connection repeats.
+        Code::InvalidArgument if said == "revision of auth store is old" => CallError::Unreachable(text),
         Code::NotFound if said == "requested lease not found" => CallError::LeaseNotFound,
         Code::FailedPrecondition if said == "lease already exists" => CallError::LeaseExists,
         Code::ResourceExhausted if said == "mvcc: database space exceeded" => CallError::NoSpace(text),
@@ -401,10 +403,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_write_that_cannot_leave_is_tried_at_each_endpoint() {
+        // Nothing listens there any more.
+        let refusing =
+            || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let addresses = [refusing(), refusing()];
+        let dial = Dial { tls: None, login: None };
+        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), "k".to_owned());
+        let refused = client.txn_write(Txn::new()).await;
+        assert!(matches!(&refused, Err(CallError::Unreachable(text)) if text.contains(&addresses[1])));
+    }
+
     #[test]
-    fn a_member_that_serves_nobody_did_nothing() {
-        for said in ["no leader", "rpc not supported for learner"] {
-            let status = Status::unavailable(format!("etcdserver: {said}"));
+    fn what_a_member_or_a_login_cannot_serve_may_be_tried_elsewhere() {
+        let nothing_done = [
+            Status::unavailable("etcdserver: no leader"),
+            Status::unavailable("etcdserver: rpc not supported for learner"),
+            Status::invalid_argument("etcdserver: revision of auth store is old"),
+        ];
+        for status in nothing_done {
             assert!(matches!(of(status), CallError::Unreachable(_)));
         }
     }

@@ -84,7 +84,10 @@ impl Endpoints {
             Endpoint { address: address.clone(), state }
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
-        all.iter().for_each(|endpoint| endpoint.count_up(true));
+        if all.len() > 1 {
+            // One alone is never probed, so nothing is known of it.
+            all.iter().for_each(|endpoint| endpoint.count_up(true));
+        }
         Self { all, current: AtomicUsize::new(0), doubt: Notify::new(), dial, connect_timeout }
     }
 
@@ -111,7 +114,7 @@ impl Endpoints {
     /// Where to try next: the current endpoint, then others that are up, then those that are down.
     pub(super) fn next(&self, tried: &[Line]) -> Option<Line> {
         let untried: Vec<usize> =
-            self.from_current().filter(|index| tried.iter().all(|line| line.index != *index)).collect();
+            self.in_order().filter(|index| tried.iter().all(|line| line.index != *index)).collect();
         let up = untried.iter().find(|&&index| !self.all[index].state().down);
         up.or(untried.first()).map(|&index| self.line(index))
     }
@@ -242,7 +245,7 @@ impl Endpoints {
     }
 
     /// All endpoints in their order, beginning with the current one.
-    fn from_current(&self) -> impl Iterator<Item = usize> {
+    fn in_order(&self) -> impl Iterator<Item = usize> {
         let current = self.current.load(Ordering::SeqCst);
         (current..self.all.len()).chain(0..current)
     }

@@ -5,6 +5,7 @@
 //! - `client`: calls, bounded in time, and what their failures mean.
 //! - `endpoints`: which endpoint they go to.
 //! - `dial`: how a connection is made.
+//! - `status`: how full etcd is.
 //! - `leases`: the shared leases.
 //! - `write`: a swap as a transaction.
 //! - `lapses`: which locks are known to be over.
@@ -17,6 +18,7 @@ mod keyspace;
 mod lapses;
 mod leases;
 mod open;
+mod status;
 mod watch;
 mod write;
 
@@ -31,6 +33,7 @@ use self::client::{CallError, EtcdClient, TXN_MAX_OPS};
 use self::keyspace::Keyspace;
 use self::lapses::Lapses;
 use self::leases::{Lease, Leases, Purpose};
+use self::status::Room;
 use self::watch::{Hints, Subject, Watcher};
 use self::write::{Put, Write, Written, mod_revision, revision};
 use super::encoding::{Placement, decode, encode};
@@ -42,6 +45,7 @@ use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 pub use dial::{EtcdLogin, EtcdTls};
 pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
 pub use open::OpenError;
+pub use status::{QUOTA_DEFAULT_BYTES, SizeWatch};
 
 /// How old a write may be when it is sent. What comes later is rebuilt by its caller, with fresh times.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -63,13 +67,16 @@ pub struct EtcdConfig {
     pub tls: Option<EtcdTls>,
     /// Who we are; `None`: etcd does not ask.
     pub login: Option<EtcdLogin>,
+    /// How its size is watched.
+    pub size: SizeWatch,
 }
 
 impl EtcdConfig {
     /// The store below `prefix` of the cluster at `endpoints`, with the usual timeout of 3 s.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
         let call_timeout = Duration::from_secs(3);
-        Self { endpoints, prefix: prefix.into(), call_timeout, tls: None, login: None }
+        let size = SizeWatch::default();
+        Self { endpoints, prefix: prefix.into(), call_timeout, tls: None, login: None, size }
     }
 }
 
@@ -83,6 +90,7 @@ pub struct EtcdStore {
     locks: Leases,
     retentions: Leases,
     records_watcher: Watcher,
+    room: Room,
     /// Watches as long as the store lives.
     _sentinels_watcher: Watcher,
 }
@@ -110,6 +118,7 @@ impl EtcdStore {
             retentions: leases(Purpose::Retention),
             records_watcher: Watcher::start(client.clone(), hints),
             _sentinels_watcher: sentinels_watcher,
+            room: Room::watch(client.clone(), keyspace.meta(), config.size),
             client,
             clock,
             keyspace,
@@ -304,6 +313,11 @@ impl RecordStore for EtcdStore {
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
         let called = self.clock.now();
+        if next.is_some_and(Record::makes_claim)
+            && let Some(why) = self.room.scarce()
+        {
+            return Err(StoreError::Full(why));
+        }
         let name = self.keyspace.record(key);
         for _ in 0..LEASE_ATTEMPTS {
             match self.write(called, &name, expected, next).await? {

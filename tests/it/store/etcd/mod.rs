@@ -1,10 +1,13 @@
 //! The etcd store, on a real etcd.
 
+mod auth;
 mod endpoints;
 mod faults;
 mod lapses;
 mod leases;
 mod opening;
+mod size;
+mod tls;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
