@@ -25,6 +25,8 @@ pub enum StoreUrl {
         endpoints: Vec<String>,
         /// What all keys start with: a slash first, none last.
         prefix: String,
+        /// Whether it is reached by TLS.
+        tls: bool,
     },
 }
 
@@ -32,7 +34,7 @@ pub enum StoreUrl {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the store URL is not valid: {0}; write file:DIR (one machine), memory: (for tests), \
-     or etcd://HOST:PORT,HOST:PORT/prefix (a cluster)"
+     or etcd://HOST:PORT,HOST:PORT/prefix (a cluster; etcds:// with TLS)"
 )]
 pub struct StoreUrlError(String);
 
@@ -52,7 +54,8 @@ impl FromStr for StoreUrl {
             Some(("file", directory)) => file(directory),
             Some(("memory", "")) => Ok(StoreUrl::Memory),
             Some(("memory", _)) => Err("nothing goes after memory:".to_owned()),
-            Some(("etcd", rest)) => etcd(rest),
+            Some(("etcd", rest)) => etcd(rest, false),
+            Some(("etcds", rest)) => etcd(rest, true),
             // What looks like a scheme is shown; anything else could be part of a password.
             Some((scheme, _)) if scheme.len() <= 10 && scheme.bytes().all(|b| b.is_ascii_alphabetic()) => {
                 Err(format!("no store is called \"{scheme}\""))
@@ -68,7 +71,10 @@ impl fmt::Display for StoreUrl {
         match self {
             StoreUrl::File(directory) => write!(f, "file:{}", directory.display()),
             StoreUrl::Memory => f.write_str("memory:"),
-            StoreUrl::Etcd { endpoints, prefix } => write!(f, "etcd://{}{prefix}", endpoints.join(",")),
+            StoreUrl::Etcd { endpoints, prefix, tls } => {
+                let scheme = if *tls { "etcds" } else { "etcd" };
+                write!(f, "{scheme}://{}{prefix}", endpoints.join(","))
+            }
         }
     }
 }
@@ -86,15 +92,17 @@ fn file(directory: &str) -> Result<StoreUrl, String> {
     Ok(StoreUrl::File(PathBuf::from(path)))
 }
 
-fn etcd(rest: &str) -> Result<StoreUrl, String> {
+fn etcd(rest: &str, tls: bool) -> Result<StoreUrl, String> {
     let rest = rest.strip_prefix("//").ok_or("after etcd: comes //")?;
     // Before anything else is said about the text, so that no error repeats a password.
     if rest.contains('@') {
-        return Err("credentials in it would show in process lists, and are not supported".to_owned());
+        return Err("a password in it would show in process lists: use --etcd-user and \
+                    --etcd-password-file"
+            .to_owned());
     }
     let (hosts, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let endpoints = hosts.split(',').map(endpoint).collect::<Result<_, _>>()?;
-    Ok(StoreUrl::Etcd { endpoints, prefix: prefix_of(prefix)? })
+    Ok(StoreUrl::Etcd { endpoints, prefix: prefix_of(prefix)?, tls })
 }
 
 fn prefix_of(text: &str) -> Result<String, String> {
@@ -163,7 +171,10 @@ mod tests {
         let etcd = |endpoints: &[&str], prefix: &str| StoreUrl::Etcd {
             endpoints: endpoints.iter().map(|&text| text.to_owned()).collect(),
             prefix: prefix.to_owned(),
+            tls: false,
         };
+        let tls =
+            StoreUrl::Etcd { endpoints: vec!["one:2379".to_owned()], prefix: "/p".to_owned(), tls: true };
         for (text, expected) in [
             ("file:./onced-data", StoreUrl::File("./onced-data".into())),
             ("file:/var/lib/onced", StoreUrl::File("/var/lib/onced".into())),
@@ -173,6 +184,7 @@ mod tests {
             ("etcd://one", etcd(&["one:2379"], "/onced")),
             ("etcd://one/", etcd(&["one:2379"], "/onced")),
             ("etcd://one:1,two,10.0.0.3:3/a/b/", etcd(&["one:1", "two:2379", "10.0.0.3:3"], "/a/b")),
+            ("etcds://one/p", tls),
             ("etcd://[::1],[fe80:0::2]:7", etcd(&["[::1]:2379", "[fe80::2]:7"], "/onced")),
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -216,7 +228,12 @@ mod tests {
 
     #[test]
     fn no_error_repeats_a_password() {
-        for text in ["etcd://root:hunter2@one:2379", "root:hunter2@one", "etcd://one,a:hunter2@[x/p"] {
+        for text in [
+            "etcd://root:hunter2@one:2379",
+            "etcds://root:hunter2@one:2379",
+            "root:hunter2@one",
+            "etcd://one,a:hunter2@[x/p",
+        ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
@@ -224,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_as_the_same_store() {
-        for text in ["file:dir", "memory:", "etcd://a,[::1]:1/p/q"] {
+        for text in ["file:dir", "memory:", "etcd://a,[::1]:1/p/q", "etcds://a/p"] {
             let url: StoreUrl = text.parse().unwrap();
             assert_eq!(url.to_string().parse(), Ok(url), "{text}");
         }

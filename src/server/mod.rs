@@ -20,7 +20,7 @@ use crate::coordinator::{self, Coordinator};
 use crate::rpc::{self, health};
 use crate::store::RecordStore;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::etcd::{EtcdConfig, EtcdStore};
+use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, QUOTA_DEFAULT_BYTES, SizeWatch};
 
 pub use accept::Limits;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where it keeps records.
     pub store: StoreUrl,
+    /// How to get along with etcd, if they are kept there.
+    pub etcd: EtcdOptions,
     /// What it lets connections do.
     pub limits: Limits,
     /// How calls are served.
@@ -44,10 +46,28 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
             store: StoreUrl::default(),
+            etcd: EtcdOptions::default(),
             limits: Limits::default(),
             rpc: rpc::Settings::default(),
             drain_limit: Duration::from_secs(30),
         }
+    }
+}
+
+/// What to know of etcd beside where it is.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    /// What TLS stands on, where the URL asks for TLS.
+    pub tls: EtcdTls,
+    /// Who we are, if etcd asks.
+    pub login: Option<EtcdLogin>,
+    /// The quota of an etcd that does not tell it, in bytes.
+    pub quota_bytes: u64,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self { tls: EtcdTls::default(), login: None, quota_bytes: QUOTA_DEFAULT_BYTES }
     }
 }
 
@@ -122,7 +142,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| Error::Listen { listen, source })?;
-    let Opened { store, failed } = open(&config.store, Clock::system()).await?;
+    let Opened { store, failed } = open(&config.store, &config.etcd, Clock::system()).await?;
     announce(address, &config.store);
 
     let stop = CancellationToken::new();
@@ -170,7 +190,7 @@ impl Opened {
     }
 }
 
-async fn open(url: &StoreUrl, clock: Clock) -> Result<Opened, Error> {
+async fn open(url: &StoreUrl, etcd: &EtcdOptions, clock: Clock) -> Result<Opened, Error> {
     let refuse = |reason: String| Error::Open { store: url.clone(), reason };
     match url.clone() {
         StoreUrl::File(directory) => {
@@ -185,8 +205,16 @@ async fn open(url: &StoreUrl, clock: Clock) -> Result<Opened, Error> {
             let store = EmbeddedStore::in_memory(clock).map_err(|error| refuse(error.to_string()))?;
             Ok(Opened::embedded(store))
         }
-        StoreUrl::Etcd { endpoints, prefix } => {
-            let config = EtcdConfig::new(endpoints, prefix);
+        StoreUrl::Etcd { endpoints, prefix, tls } => {
+            if !tls && etcd.tls != EtcdTls::default() {
+                return Err(refuse("certificates are given, but it says etcd://: write etcds://".to_owned()));
+            }
+            let config = EtcdConfig {
+                tls: tls.then(|| etcd.tls.clone()),
+                login: etcd.login.clone(),
+                size: SizeWatch { quota_bytes: etcd.quota_bytes, ..SizeWatch::default() },
+                ..EtcdConfig::new(endpoints, prefix)
+            };
             let store = EtcdStore::connect(config, clock).await.map_err(|error| refuse(error.to_string()))?;
             // etcd being away is no end: it comes back.
             Ok(Opened { store: Arc::new(store), failed: std::future::pending().boxed() })

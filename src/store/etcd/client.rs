@@ -1,35 +1,43 @@
-//! Calls to etcd: each bounded in time, and each failure told apart by what is known of the request. Nothing
-//! here retries: a write sent twice could land twice.
+//! Calls to etcd: each bounded in time, and each failure told apart by what is known of the request. A read
+//! may be sent to several endpoints, a write never is once it may have left: sent twice, it could land twice.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, ConnectOptions, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    Client, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, StatusResponse, Txn, TxnOp,
     TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
+use super::dial::Dial;
+use super::endpoints::{Endpoints, Failure, Fault, Line, Stage};
 use super::keyspace::PREFIX_MAX_BYTES;
 use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
 use crate::store::StoreError;
 
-/// The most that is decoded of one answer, in bytes: four of the largest records with what surrounds them.
-const DECODE_MAX_BYTES: usize = 4 * (STORED_MAX_BYTES + 4 * (KEY_MAX_BYTES + PREFIX_MAX_BYTES));
-/// How often an idle connection is tried. etcd closes connections that ping it more often than every 5 s.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long an answer to that may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest record in etcd with what surrounds it, in bytes.
+pub(super) const RECORD_MAX_BYTES: usize = STORED_MAX_BYTES + 4 * (KEY_MAX_BYTES + PREFIX_MAX_BYTES);
+/// The most that is decoded of the answer to a read, in bytes: four of the largest records.
+const DECODE_MAX_BYTES: usize = 4 * RECORD_MAX_BYTES;
+/// The same for a write: more than it can bring, since an answer not understood leaves a write's outcome unknown.
+const DECODE_WRITE_MAX_BYTES: usize = (TXN_MAX_OPS + 1) * RECORD_MAX_BYTES;
 /// The most operations in one transaction: a limit of etcd.
 pub(super) const TXN_MAX_OPS: usize = 128;
 
 /// Why a call failed, by what is known of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallError {
-    /// It never left this process, or etcd refused it: nothing was done.
+    /// etcd refused this very request: nothing was done.
     Refused(String),
     /// etcd refused the request for what it is, such as its size: nothing was done.
     Unfit(String),
+    /// It never left this process, or came to a member that serves nobody: nothing was done.
+    Unreachable(String),
     /// A put names a lease that is gone: nothing was done.
     LeaseNotFound,
     /// A lease of this id exists: nothing was done.
@@ -48,11 +56,17 @@ impl CallError {
         StoreError::NotApplied(self.into_text())
     }
 
+    /// Whether etcd understood the request, and said no to it.
+    pub(super) fn is_refusal(&self) -> bool {
+        !matches!(self, CallError::Unreachable(_) | CallError::Unknown(_))
+    }
+
     /// What to tell of it.
     pub(super) fn into_text(self) -> String {
         match self {
             CallError::Refused(text)
             | CallError::Unfit(text)
+            | CallError::Unreachable(text)
             | CallError::NoSpace(text)
             | CallError::Unknown(text) => text,
             CallError::LeaseNotFound => "etcd: the lease is gone".to_owned(),
@@ -62,27 +76,35 @@ impl CallError {
     }
 }
 
-/// A connection to an etcd cluster.
+/// What a call does, which decides whether it may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// Nothing: it may.
+    Read,
+    /// Something: it may not, once it may have left.
+    Write,
+}
+
+/// Calls to an etcd cluster. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct EtcdClient {
-    client: Client,
+    endpoints: Arc<Endpoints>,
     call_timeout: Duration,
+    /// Runs as long as there is a client. Without a choice of endpoints there is nothing to probe.
+    _prober: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl EtcdClient {
-    /// A client of the cluster at `endpoints` (host:port). Connects when first used, and again when needed.
-    ///
-    /// # Errors
-    /// An endpoint that is no address.
-    pub(super) async fn new(endpoints: &[String], call_timeout: Duration) -> Result<Self, String> {
-        let options = ConnectOptions::new()
-            .with_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            .with_connect_timeout(call_timeout)
-            // A member that lost its cluster says so, instead of hanging.
-            .with_require_leader(true);
-        let client = Client::connect(endpoints, Some(options)).await.map_err(|error| error.to_string())?;
-        Ok(Self { client, call_timeout })
+    /// A client of the cluster at `endpoints` (host:port each, one at least), which probes them by reading
+    /// `probe_key`. Connects when first used, and again when needed.
+    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, probe_key: String) -> Self {
+        // With a choice, a connection that is slow to be made leaves time to try another.
+        let connect_timeout = if endpoints.len() > 1 { call_timeout / 3 } else { call_timeout };
+        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout));
+        let prober = endpoints
+            .several()
+            .then(|| Arc::new(AbortOnDropHandle::new(tokio::spawn(Arc::clone(&endpoints).probe(probe_key)))));
+        Self { endpoints, call_timeout, _prober: prober }
     }
 
     /// How long a call may take.
@@ -96,13 +118,17 @@ impl EtcdClient {
         key: impl Into<Vec<u8>>,
         options: Option<GetOptions>,
     ) -> Result<GetResponse, CallError> {
-        let mut kv = self.kv();
-        self.call(kv.get(key, options)).await
+        let key = key.into();
+        self.call(Effect::Read, |client| {
+            let (mut kv, key, options) = (kv(client, DECODE_MAX_BYTES), key.clone(), options.clone());
+            async move { kv.get(key, options).await }
+        })
+        .await
     }
 
     /// Several linearizable reads at once, [`TXN_MAX_OPS`] at most.
     pub(super) async fn get_all(&self, gets: Vec<TxnOp>) -> Result<Vec<GetResponse>, CallError> {
-        let answer = self.txn(Txn::new().and_then(gets)).await?;
+        let answer = self.send(Effect::Read, DECODE_MAX_BYTES, Txn::new().and_then(gets)).await?;
         let reads = answer.op_responses().into_iter().filter_map(|response| match response {
             TxnOpResponse::Get(read) => Some(read),
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
@@ -110,59 +136,180 @@ impl EtcdClient {
         Ok(reads.collect())
     }
 
-    /// A transaction.
+    /// A transaction. It is taken to write.
     pub(super) async fn txn(&self, txn: Txn) -> Result<TxnResponse, CallError> {
-        let mut kv = self.kv();
-        self.call(kv.txn(txn)).await
+        self.send(Effect::Write, DECODE_MAX_BYTES, txn).await
     }
 
-    /// A transaction that writes. Its answer is decoded however large it is, or what became of it would not be
-    /// known.
+    /// A transaction that writes, and whose answer is read however large it is.
     pub(super) async fn txn_write(&self, txn: Txn) -> Result<TxnResponse, CallError> {
-        let mut kv = self.client.kv_client().max_decoding_message_size(TXN_MAX_OPS * DECODE_MAX_BYTES);
-        self.call(kv.txn(txn)).await
+        self.send(Effect::Write, DECODE_WRITE_MAX_BYTES, txn).await
+    }
+
+    async fn send(&self, effect: Effect, decode_max: usize, txn: Txn) -> Result<TxnResponse, CallError> {
+        self.call(effect, |client| {
+            let (mut kv, txn) = (kv(client, decode_max), txn.clone());
+            async move { kv.txn(txn).await }
+        })
+        .await
     }
 
     /// Puts an empty key that lives as long as `lease`. Harmless to repeat.
     pub(super) async fn put_sentinel(&self, key: String, lease: i64) -> Result<(), CallError> {
-        let mut kv = self.kv();
-        self.call(kv.put(key, "", Some(PutOptions::new().with_lease(lease)))).await?;
-        Ok(())
+        let put = self.call(Effect::Write, |client| {
+            let (mut kv, key) = (kv(client, DECODE_MAX_BYTES), key.clone());
+            async move { kv.put(key, "", Some(PutOptions::new().with_lease(lease))).await }
+        });
+        put.await.map(|_| ())
     }
 
     /// Grants the lease `id` for `seconds`.
     pub(super) async fn grant(&self, id: i64, seconds: i64) -> Result<(), CallError> {
-        let mut leases = self.client.lease_client();
-        self.call(leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id)))).await?;
-        Ok(())
+        let grant = self.call(Effect::Write, |client| {
+            let mut leases = client.lease_client();
+            async move { leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await }
+        });
+        grant.await.map(|_| ())
     }
 
-    /// Opens a stream of watches with a first one. etcd answers once that one is made.
-    pub(super) async fn watch(&self, key: String, options: WatchOptions) -> Result<WatchStream, CallError> {
-        let mut watches = self.client.watch_client().max_decoding_message_size(DECODE_MAX_BYTES);
-        self.call(watches.watch(key, Some(options))).await
-    }
-
-    fn kv(&self) -> etcd_client::KvClient {
-        self.client.kv_client().max_decoding_message_size(DECODE_MAX_BYTES)
-    }
-
-    async fn call<T>(
+    /// Opens a stream of watches with a first one. etcd answers once that one is made. The token ends when
+    /// the stream's endpoint is given up: then it is to be opened again.
+    pub(super) async fn watch(
         &self,
-        call: impl Future<Output = Result<T, etcd_client::Error>>,
+        key: String,
+        options: WatchOptions,
+    ) -> Result<(WatchStream, CancellationToken), CallError> {
+        let logs_in = self.endpoints.logs_in();
+        let (stream, line) = self
+            .call_at(Effect::Read, |client| {
+                let mut watches = client.watch_client().max_decoding_message_size(DECODE_MAX_BYTES);
+                let (mut kv, key, options) = (client.kv_client(), key.clone(), options.clone());
+                async move {
+                    if logs_in {
+                        // A stream keeps the token it was opened with, and says too late that it had expired.
+                        kv.get(key.as_str(), Some(GetOptions::new().with_count_only())).await?;
+                    }
+                    watches.watch(key, Some(options)).await
+                }
+            })
+            .await?;
+        Ok((stream, line.gone()))
+    }
+
+    /// How the member that calls go to is.
+    pub(super) async fn status(&self) -> Result<StatusResponse, CallError> {
+        self.call(Effect::Read, ask_status).await
+    }
+
+    /// How each member is, by its address.
+    pub(super) async fn statuses(&self) -> Vec<(String, Result<StatusResponse, CallError>)> {
+        let ask = async |line: Line| {
+            let mut stage = Stage::Connecting;
+            let asked = self.endpoints.attempt(&line, &mut stage, ask_status);
+            let status = match tokio::time::timeout(self.call_timeout, asked).await {
+                Ok(status) => status.map_err(|failure| failure.error),
+                Err(_) => Err(stage.lost(self.late(&line))),
+            };
+            (self.endpoints.address(&line).to_owned(), status)
+        };
+        join_all(self.endpoints.lines().into_iter().map(ask)).await
+    }
+
+    async fn call<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+        &self,
+        effect: Effect,
+        make: impl Fn(&Client) -> F,
     ) -> Result<T, CallError> {
-        match tokio::time::timeout(self.call_timeout, call).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(classify(error)),
-            Err(_) => Err(CallError::Unknown(format!("etcd did not answer within {:?}", self.call_timeout))),
+        self.call_at(effect, make).await.map(|(answer, _)| answer)
+    }
+
+    /// Sends a call to the current endpoint, and to the others as far as that is harmless, until one answers
+    /// or the time is up.
+    async fn call_at<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+        &self,
+        effect: Effect,
+        make: impl Fn(&Client) -> F,
+    ) -> Result<(T, Line), CallError> {
+        let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting };
+        match tokio::time::timeout(self.call_timeout, self.try_each(effect, make, &mut tries)).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.endpoints.doubt();
+                let late = tries.tried.last().map(|line| self.late(line)).unwrap_or_default();
+                Err(tries.stage.lost(late))
+            }
         }
+    }
+
+    async fn try_each<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+        &self,
+        effect: Effect,
+        make: impl Fn(&Client) -> F,
+        tries: &mut Tries,
+    ) -> Result<(T, Line), CallError> {
+        let mut suspects = Vec::new();
+        let mut last = CallError::Unreachable("there is no etcd endpoint".to_owned());
+        while let Some(line) = self.endpoints.next(&tries.tried) {
+            // With a choice, the first endpoint is not given all the time that a read has.
+            let bounded = effect == Effect::Read && self.endpoints.several() && tries.tried.is_empty();
+            tries.tried.push(line.clone());
+            let bound = if bounded { self.call_timeout / 2 } else { self.call_timeout };
+            let attempt = self.endpoints.attempt(&line, &mut tries.stage, &make);
+            let Failure { error, fault } = match tokio::time::timeout(bound, attempt).await {
+                Ok(Ok(answer)) => {
+                    for suspect in &suspects {
+                        self.endpoints.give_up(suspect, "another endpoint answered a read that it did not");
+                    }
+                    return Ok((answer, line));
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure { error: tries.stage.lost(self.late(&line)), fault: Fault::Likely },
+            };
+            match fault {
+                Fault::None => {}
+                Fault::Likely => {
+                    self.endpoints.doubt();
+                    suspects.push(line);
+                }
+                Fault::Certain => self.endpoints.give_up(&line, &error.clone().into_text()),
+            }
+            let again = match &error {
+                CallError::Unreachable(_) => true,
+                CallError::Unknown(_) => effect == Effect::Read,
+                _ => false,
+            };
+            if !again {
+                return Err(error);
+            }
+            last = error;
+        }
+        Err(last)
+    }
+
+    fn late(&self, line: &Line) -> String {
+        format!("etcd at {} did not answer within {:?}", self.endpoints.address(line), self.call_timeout)
     }
 }
 
-/// The text of a status that the transport made, and what hides in its sources: "Connection refused".
-fn with_cause(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
+/// Where a call was tried, and how far it came at the last of these.
+struct Tries {
+    tried: Vec<Line>,
+    stage: Stage,
+}
+
+fn kv(client: &Client, decode_max: usize) -> etcd_client::KvClient {
+    client.kv_client().max_decoding_message_size(decode_max)
+}
+
+fn ask_status(client: &Client) -> impl Future<Output = Result<StatusResponse, etcd_client::Error>> + use<> {
+    let mut maintenance = client.maintenance_client();
+    async move { maintenance.status().await }
+}
+
+/// The text of an error, and what hides in its sources: "Connection refused".
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
@@ -178,34 +325,42 @@ pub(super) fn classify(error: etcd_client::Error) -> CallError {
     let etcd_client::Error::GRpcStatus(status) = error else {
         return CallError::Unknown(format!("etcd-client: {error}"));
     };
-    let text = format!("etcd: {:?}: {}", status.code(), status.message());
     if never_sent(&status) {
-        return CallError::Refused(format!("etcd cannot be reached: {}", with_cause(&status)));
+        return CallError::Unreachable(format!("etcd cannot be reached: {}", with_causes(&status)));
     }
     // How etcd's side of the connection refuses to read a request at all: an operator has lowered its limit.
     if status.code() == Code::ResourceExhausted
         && status.message().starts_with("grpc: received message larger than max")
     {
-        return CallError::Unfit(text);
+        return CallError::Unfit(format!("etcd: {}", status.message()));
     }
     // Only etcd itself speaks so: the same codes also stand for broken connections.
     let Some(said) = status.message().strip_prefix("etcdserver: ") else {
         return match status.code() {
             Code::OutOfRange => CallError::TooLarge,
-            _ => CallError::Unknown(text),
+            _ => CallError::Unknown(format!("etcd: {}", with_causes(&status))),
         };
     };
+    let text = format!("etcd: {:?}: {}", status.code(), status.message());
     match status.code() {
+        // Said before the request is looked at.
+        Code::Unavailable if said == "no leader" => CallError::Unreachable(text),
+        _ if said == "rpc not supported for learner" => CallError::Unreachable(text),
+        // Users were changed since the login, which the next connection repeats.
+        Code::InvalidArgument if said == "revision of auth store is old" => CallError::Unreachable(text),
         Code::NotFound if said == "requested lease not found" => CallError::LeaseNotFound,
         Code::FailedPrecondition if said == "lease already exists" => CallError::LeaseExists,
         Code::ResourceExhausted if said == "mvcc: database space exceeded" => CallError::NoSpace(text),
-        Code::InvalidArgument => CallError::Unfit(text),
+        Code::InvalidArgument if said == "request is too large" => CallError::Unfit(text),
         Code::NotFound
+        | Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::ResourceExhausted
         | Code::PermissionDenied
         | Code::Unauthenticated
-        | Code::Unimplemented => CallError::Refused(text),
+        | Code::Unimplemented
+        // A revision that was compacted.
+        | Code::OutOfRange => CallError::Refused(text),
         // Unavailable among them: etcd says so when a proposal it sent around got no answer.
         _ => CallError::Unknown(text),
     }
@@ -239,6 +394,7 @@ mod tests {
             Status::resource_exhausted("etcdserver: too many requests"),
             Status::permission_denied("etcdserver: permission denied"),
             Status::unauthenticated("etcdserver: invalid auth token"),
+            Status::out_of_range("etcdserver: mvcc: required revision has been compacted"),
         ];
         for status in refusals {
             assert!(matches!(of(status), CallError::Refused(_)));
@@ -252,7 +408,6 @@ mod tests {
         }
         let doubts = [
             Status::unavailable("etcdserver: request timed out"),
-            Status::unavailable("etcdserver: no leader"),
             Status::resource_exhausted("h2 protocol error: ENHANCE_YOUR_CALM"),
             Status::permission_denied("h2 protocol error: INADEQUATE_SECURITY"),
             Status::cancelled("Timeout expired"),
@@ -261,6 +416,30 @@ mod tests {
         ];
         for status in doubts {
             assert!(matches!(of(status), CallError::Unknown(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_cannot_leave_is_tried_at_each_endpoint() {
+        // Nothing listens there any more.
+        let refusing =
+            || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let addresses = [refusing(), refusing()];
+        let dial = Dial { tls: None, login: None };
+        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), "k".to_owned());
+        let refused = client.txn_write(Txn::new()).await;
+        assert!(matches!(&refused, Err(CallError::Unreachable(text)) if text.contains(&addresses[1])));
+    }
+
+    #[test]
+    fn what_a_member_or_a_login_cannot_serve_may_be_tried_elsewhere() {
+        let nothing_done = [
+            Status::unavailable("etcdserver: no leader"),
+            Status::unavailable("etcdserver: rpc not supported for learner"),
+            Status::invalid_argument("etcdserver: revision of auth store is old"),
+        ];
+        for status in nothing_done {
+            assert!(matches!(of(status), CallError::Unreachable(_)));
         }
     }
 

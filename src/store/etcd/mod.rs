@@ -3,6 +3,9 @@
 //!
 //! - `keyspace`: where things lie in etcd.
 //! - `client`: calls, bounded in time, and what their failures mean.
+//! - `endpoints`: which endpoint they go to.
+//! - `dial`: how a connection is made.
+//! - `status`: how full etcd is.
 //! - `leases`: the shared leases.
 //! - `write`: conditional writes, and the transactions that carry them.
 //! - `queue`, `commit`, `read`: group commit, of writes and of reads.
@@ -11,12 +14,15 @@
 
 mod client;
 mod commit;
+mod dial;
+mod endpoints;
 mod keyspace;
 mod lapses;
 mod leases;
 mod open;
 mod queue;
 mod read;
+mod status;
 mod watch;
 mod write;
 
@@ -33,6 +39,7 @@ use self::keyspace::Keyspace;
 use self::lapses::Lapses;
 use self::leases::{Lease, Leases, Purpose};
 use self::read::Reads;
+use self::status::Room;
 use self::watch::{Hints, Subject, Watcher};
 use self::write::{Put, Write, Written, mod_revision, revision};
 use super::encoding::{Placement, decode, encode};
@@ -41,8 +48,10 @@ use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::{Clock, Moment};
 use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 
+pub use dial::{EtcdLogin, EtcdTls};
 pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
 pub use open::OpenError;
+pub use status::{QUOTA_DEFAULT_BYTES, SizeWatch};
 
 /// How old a write may be when it is sent. What comes later is rebuilt by its caller, with fresh times.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -58,14 +67,22 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// What all keys of the store begin with, slashes around it not counting; empty: [`PREFIX_DEFAULT`].
     pub prefix: String,
-    /// How long one call to etcd may take.
+    /// How long one call to etcd may take, tries at several endpoints included.
     pub call_timeout: Duration,
+    /// What TLS stands on; `None`: without TLS.
+    pub tls: Option<EtcdTls>,
+    /// Who we are; `None`: etcd does not ask.
+    pub login: Option<EtcdLogin>,
+    /// How its size is watched.
+    pub size: SizeWatch,
 }
 
 impl EtcdConfig {
     /// The store below `prefix` of the cluster at `endpoints`, with the usual timeout of 3 s.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
-        Self { endpoints, prefix: prefix.into(), call_timeout: Duration::from_secs(3) }
+        let call_timeout = Duration::from_secs(3);
+        let size = SizeWatch::default();
+        Self { endpoints, prefix: prefix.into(), call_timeout, tls: None, login: None, size }
     }
 }
 
@@ -81,6 +98,7 @@ pub struct EtcdStore {
     commits: Commits,
     reads: Reads,
     records_watcher: Watcher,
+    room: Room,
     /// Watches as long as the store lives.
     _sentinels_watcher: Watcher,
 }
@@ -110,6 +128,7 @@ impl EtcdStore {
             reads: Reads::new(client.clone()),
             records_watcher: Watcher::start(client.clone(), hints),
             _sentinels_watcher: sentinels_watcher,
+            room: Room::watch(client.clone(), keyspace.meta(), config.size),
             client,
             clock,
             keyspace,
@@ -241,7 +260,9 @@ impl EtcdStore {
                 Ok(Attempt::LeaseGone)
             }
             Err(CallError::NoSpace(text)) => Err(self.settle_full(name, expected, text).await),
-            Err(CallError::Refused(text) | CallError::Unfit(text)) => Err(StoreError::NotApplied(text)),
+            Err(CallError::Refused(text) | CallError::Unfit(text) | CallError::Unreachable(text)) => {
+                Err(StoreError::NotApplied(text))
+            }
             Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
                 Err(StoreError::OutcomeUnknown(error.into_text()))
             }
@@ -290,6 +311,11 @@ impl RecordStore for EtcdStore {
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
         let called = self.clock.now();
+        if next.is_some_and(Record::makes_claim)
+            && let Some(why) = self.room.scarce()
+        {
+            return Err(StoreError::Full(why));
+        }
         let name = self.keyspace.record(key).into();
         for _ in 0..LEASE_ATTEMPTS {
             match self.write(called, &name, expected, next).await? {

@@ -1,4 +1,4 @@
-//! Opening a store: reaching etcd, and the format marker of the prefix.
+//! Opening a store: reaching etcd, being let in, its version, and the format marker of the prefix.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
 
 use super::EtcdConfig;
 use super::client::{CallError, EtcdClient};
+use super::dial::Dial;
 use super::keyspace::Keyspace;
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
@@ -34,7 +35,7 @@ pub enum OpenError {
         why: String,
     },
     /// etcd does not answer, or not as it should.
-    #[error("no etcd answers at {endpoints} within {timeout:?}: {why}")]
+    #[error("no etcd answers at {endpoints} within {timeout:?}: {why}{hint}")]
     Unreachable {
         /// The endpoints.
         endpoints: String,
@@ -42,6 +43,34 @@ pub enum OpenError {
         timeout: Duration,
         /// The last failure.
         why: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// What TLS is to stand on cannot be used.
+    #[error("cannot use TLS to etcd: {0}")]
+    Tls(String),
+    /// etcd answers, and refuses what a store has to do.
+    #[error("the etcd at {endpoints} does not let onced use the prefix {prefix:?}: {why}{hint}")]
+    Refused {
+        /// The endpoints.
+        endpoints: String,
+        /// The prefix.
+        prefix: String,
+        /// What etcd says.
+        why: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A member runs a version that loses data.
+    #[error(
+        "the etcd at {endpoint} is version {version}, which can lose acknowledged writes (all of 3.5.0 to 3.5.2 \
+         can): upgrade it to the last 3.5 release, or a later one"
+    )]
+    Version {
+        /// The member.
+        endpoint: String,
+        /// Its version.
+        version: String,
     },
     /// What lies below the prefix was not written by this version of onced, or not by onced at all.
     #[error("the etcd prefix {prefix:?} cannot be used by this onced: {why}")]
@@ -55,7 +84,59 @@ pub enum OpenError {
 
 impl OpenError {
     pub(super) fn unreachable(config: &EtcdConfig, why: String) -> Self {
-        OpenError::Unreachable { endpoints: config.endpoints.join(", "), timeout: config.call_timeout, why }
+        let hint = hint_unreachable(&why, config.tls.is_some());
+        OpenError::Unreachable {
+            endpoints: config.endpoints.join(", "),
+            timeout: config.call_timeout,
+            why,
+            hint,
+        }
+    }
+
+    fn refused(config: &EtcdConfig, why: String) -> Self {
+        let hint = hint_refused(&why);
+        let prefix = config.prefix.clone();
+        OpenError::Refused { endpoints: config.endpoints.join(", "), prefix, why, hint }
+    }
+}
+
+/// What to try when a connection fails like this.
+fn hint_unreachable(why: &str, tls: bool) -> &'static str {
+    let has = |text: &str| why.contains(text);
+    if has("UnknownIssuer") || has("BadSignature") {
+        "; its certificate is signed by nobody who is trusted here: name its CA with --etcd-ca"
+    } else if has("not valid for name") {
+        "; its certificate is for other names: use one of these in the URL"
+    } else if has("certificate expired") || has("not valid yet") {
+        "; renew its certificate, or set the clock right"
+    } else if has("InvalidContentType") || has("handshake eof") {
+        "; if it does not speak TLS there, write etcd:// in place of etcds://"
+    } else if has("refused") || has("lookup") {
+        "; check the address, and whether etcd runs"
+    } else if ["no answer", "did not answer", "no connection"].into_iter().any(has) {
+        ""
+    } else if tls {
+        // By TLS 1.3 who connects learns of being turned away after the handshake, or never.
+        "; it may take only certificates that its own CA signed: name one with --etcd-cert and --etcd-key"
+    } else {
+        "; if it speaks TLS, write etcds:// in place of etcd://"
+    }
+}
+
+/// What to do when etcd says this.
+fn hint_refused(why: &str) -> &'static str {
+    let has = |text: &str| why.contains(text);
+    if has("authentication failed") {
+        "; check --etcd-user and its password"
+    } else if has("user name is empty") {
+        "; it wants to know who calls: give --etcd-user and --etcd-password-file"
+    } else if has("permission denied") {
+        "; the user needs a role that may read and write all below it: etcdctl role grant-permission ROLE \
+         readwrite PREFIX/ --prefix"
+    } else if has("space exceeded") {
+        "; it is full: compact and defragment it, then disarm its alarm (etcdctl alarm disarm)"
+    } else {
+        ""
     }
 }
 
@@ -72,25 +153,39 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
     for endpoint in &config.endpoints {
         check_endpoint(endpoint)?;
     }
-    let client = EtcdClient::new(&config.endpoints, config.call_timeout)
-        .await
-        .map_err(|why| OpenError::unreachable(config, why))?;
-    // A client connects only when it is used, and one of several endpoints may be down: so read until it works.
-    let mut why = String::new();
-    let marker = tokio::time::timeout(config.call_timeout, async {
+    let dial = Dial { tls: config.tls.clone(), login: config.login.clone() };
+    dial.check().await.map_err(OpenError::Tls)?;
+    if dial.login.is_some() && dial.tls.is_none() {
+        tracing::warn!("the password for etcd goes over the network for all to read: use TLS (etcds://)");
+    }
+    let client = EtcdClient::new(&config.endpoints, dial, config.call_timeout, keyspace.meta());
+    let marker = reach(config, &client, keyspace).await?;
+    check_marker(&marker).map_err(|why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why })?;
+    check_versions(&client).await?;
+    match may_write(&client, keyspace).await {
+        // A full etcd still serves what is there.
+        Ok(()) | Err(CallError::NoSpace(_)) => Ok(client),
+        Err(error) if error.is_refusal() => Err(OpenError::refused(config, error.into_text())),
+        Err(error) => Err(OpenError::unreachable(config, error.into_text())),
+    }
+}
+
+/// The format marker, read until that works or the time is up: a cluster may be without a leader just now.
+async fn reach(config: &EtcdConfig, client: &EtcdClient, keyspace: &Keyspace) -> Result<Vec<u8>, OpenError> {
+    let mut why = "no answer".to_owned();
+    let tries = async {
         loop {
-            match marker(&client, keyspace).await {
-                Ok(marker) => return marker,
+            match marker(client, keyspace).await {
+                Ok(marker) => return Ok(marker),
+                Err(error) if error.is_refusal() => return Err(error),
                 Err(error) => why = error.into_text(),
             }
             tokio::time::sleep(PAUSE).await;
         }
-    });
-    match marker.await {
-        Ok(marker) => check_marker(&marker)
-            .map(|()| client)
-            .map_err(|why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why }),
-        Err(_) if why.is_empty() => Err(OpenError::unreachable(config, "no answer".to_owned())),
+    };
+    match tokio::time::timeout(config.call_timeout, tries).await {
+        Ok(Ok(marker)) => Ok(marker),
+        Ok(Err(error)) => Err(OpenError::refused(config, error.into_text())),
         Err(_) => Err(OpenError::unreachable(config, why)),
     }
 }
@@ -129,6 +224,70 @@ async fn marker(client: &EtcdClient, keyspace: &Keyspace) -> Result<Vec<u8>, Cal
     Ok(theirs.map_or(ours.into_bytes(), |marker| marker.value().to_vec()))
 }
 
+/// Whether a store may write what it has to, shown by a transaction that never does: etcd checks both branches.
+async fn may_write(client: &EtcdClient, keyspace: &Keyspace) -> Result<(), CallError> {
+    let never = Compare::create_revision(keyspace.meta(), CompareOp::Less, 0);
+    let names = [format!("{}/r/", keyspace.prefix()), keyspace.sentinels()];
+    let puts: Vec<TxnOp> = names.into_iter().map(|name| TxnOp::put(name, "", None)).collect();
+    client.txn(Txn::new().when([never]).and_then(puts)).await.map(|_| ())
+}
+
+/// Looks at the version of each member that can be reached.
+async fn check_versions(client: &EtcdClient) -> Result<(), OpenError> {
+    for (endpoint, status) in client.statuses().await {
+        let version = match status {
+            Ok(status) => status.version().to_owned(),
+            Err(error) => {
+                tracing::warn!(
+                    endpoint,
+                    error = error.into_text(),
+                    "cannot tell the version of an etcd endpoint"
+                );
+                continue;
+            }
+        };
+        match verdict(&version) {
+            Verdict::Good => {}
+            Verdict::Old(floor) => {
+                tracing::warn!(
+                    endpoint,
+                    version,
+                    "this etcd has known faults: upgrade it to {floor} or later"
+                );
+            }
+            Verdict::Unsafe => return Err(OpenError::Version { endpoint, version }),
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// It has faults that this version no longer has.
+    Old(&'static str),
+    /// It can lose what it acknowledged.
+    Unsafe,
+}
+
+/// What is known of a version of etcd. Source: the data inconsistency notice of etcd 3.5, and its changelogs.
+fn verdict(version: &str) -> Verdict {
+    let number = |part: &str| {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..end].parse::<u32>().ok()
+    };
+    let parts: Vec<u32> = version.splitn(3, '.').map_while(number).collect();
+    match parts[..] {
+        [3, 5, 0..=2] => Verdict::Unsafe,
+        [3, 5, ..30] => Verdict::Old("3.5.30"),
+        [3, 6, ..11] => Verdict::Old("3.6.11"),
+        [3, 4, ..45] => Verdict::Old("3.4.45"),
+        [..3, ..] | [3, ..4, ..] => Verdict::Old("3.4.45"),
+        // A version that is not understood is a new one.
+        _ => Verdict::Good,
+    }
+}
+
 fn check_marker(marker: &[u8]) -> Result<(), String> {
     let format = std::str::from_utf8(marker).ok().and_then(|text| text.strip_prefix(MARKER));
     match format.and_then(|format| format.parse().ok()) {
@@ -150,6 +309,27 @@ mod tests {
             ["", "localhost", "localhost:", "http://localhost:2379", "a:1/b", "a b:1", "u@h:1", ":1"]
         {
             assert!(check_endpoint(endpoint).is_err(), "{endpoint:?}");
+        }
+    }
+
+    #[test]
+    fn versions_that_lose_data_are_refused_and_old_ones_warned_of() {
+        for version in ["3.5.0", "3.5.1", "3.5.2", "3.5.0-rc.1"] {
+            assert_eq!(verdict(version), Verdict::Unsafe, "{version}");
+        }
+        for (version, floor) in [
+            ("3.5.3", "3.5.30"),
+            ("3.5.29", "3.5.30"),
+            ("3.6.0", "3.6.11"),
+            ("3.6.10", "3.6.11"),
+            ("3.4.44", "3.4.45"),
+            ("3.3.27", "3.4.45"),
+            ("2.3.8", "3.4.45"),
+        ] {
+            assert_eq!(verdict(version), Verdict::Old(floor), "{version}");
+        }
+        for version in ["3.4.45", "3.5.30", "3.6.11", "3.7.0", "3.7.0-alpha.0", "4.0.0", "", "new"] {
+            assert_eq!(verdict(version), Verdict::Good, "{version}");
         }
     }
 

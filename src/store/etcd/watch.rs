@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use etcd_client::{Event, EventType, KeyValue, WatchOptions, WatchRequestSender, WatchResponse, WatchStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::client::{CallError, EtcdClient, classify};
 use super::keyspace::Keyspace;
@@ -139,7 +140,7 @@ impl Supervisor {
                 self.watches.obey(command);
             }
             let lost = match self.open().await {
-                Ok(stream) => match self.serve(stream).await {
+                Ok((stream, gone)) => match self.serve(stream, gone).await {
                     Ended::Unwanted => return,
                     // What was refused once is refused again.
                     Ended::Lost(lost @ CallError::Refused(_)) => lost,
@@ -164,7 +165,7 @@ impl Supervisor {
     }
 
     /// Opens a stream that asks for all that is watched.
-    async fn open(&mut self) -> Result<WatchStream, CallError> {
+    async fn open(&mut self) -> Result<(WatchStream, CancellationToken), CallError> {
         self.outbox = self.watches.create_all();
         match self.outbox.pop_front() {
             Some(Request::Create(name, options)) => self.client.watch(name, options).await,
@@ -172,7 +173,7 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&mut self, stream: WatchStream) -> Ended {
+    async fn serve(&mut self, stream: WatchStream, gone: CancellationToken) -> Ended {
         let (mut requests, mut responses) = stream.split();
         loop {
             // Requests go out while answers come in, or both sides could wait for each other.
@@ -181,6 +182,9 @@ impl Supervisor {
                     Some(command) => self.outbox.extend(self.watches.obey(command)),
                     None => return Ended::Unwanted,
                 },
+                () = gone.cancelled() => {
+                    return Ended::Lost(CallError::Unreachable("its endpoint was given up".to_owned()));
+                }
                 response = responses.message() => match response {
                     Ok(Some(response)) => match self.watches.hear(&response) {
                         Ok(again) => self.outbox.extend(again),

@@ -46,6 +46,8 @@ const PORT_ATTEMPTS: u32 = 10;
 pub struct EtcdProcess {
     watchdog: Mutex<Watchdog>,
     port: u16,
+    /// Where it tells whether it is well, without TLS.
+    health_port: u16,
     log: std::path::PathBuf,
 }
 
@@ -87,7 +89,12 @@ impl EtcdProcess {
         // The watchdog removes it, after etcd has ended.
         let dir = tempfile::Builder::new().prefix("onced-etcd-").tempdir().expect("a directory").keep();
         let (port, peer_port) = (free_port(), free_port());
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let tls = flags.contains(&"--cert-file");
+        let (scheme, health_port) = if tls { ("https", free_port()) } else { ("http", port) };
+        let (client, peer) =
+            (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let health = format!("http://127.0.0.1:{health_port}");
+        let health_flags: &[&str] = if tls { &["--listen-metrics-urls", &health] } else { &[] };
         let mut child = Command::new("sh")
             .args(["-c", WATCHDOG, "etcd-watchdog"])
             .args([dir.as_os_str(), binary.as_os_str()])
@@ -98,6 +105,7 @@ impl EtcdProcess {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
             .args(["--log-level", "warn"])
+            .args(health_flags)
             .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -106,7 +114,7 @@ impl EtcdProcess {
             .expect("a shell");
         let answers = BufReader::new(child.stdout.take().expect("its output"));
         let watchdog = Watchdog { orders: child.stdin.take(), child, answers };
-        let process = Self { watchdog: Mutex::new(watchdog), port, log: dir.join("log") };
+        let process = Self { watchdog: Mutex::new(watchdog), port, health_port, log: dir.join("log") };
         process.order("start");
         process
     }
@@ -114,6 +122,11 @@ impl EtcdProcess {
     /// Where it listens, as host:port.
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The same by the name of this machine, for certificates.
+    pub fn endpoint_by_name(&self) -> String {
+        format!("localhost:{}", self.port)
     }
 
     /// A store in it, on a prefix that nobody else has.
@@ -174,13 +187,13 @@ impl EtcdProcess {
 
     /// What it tells of itself, for Prometheus.
     pub async fn metrics(&self) -> String {
-        let port = self.port;
+        let port = self.health_port;
         let asked = tokio::task::spawn_blocking(move || http_get(port, "/metrics"));
         asked.await.expect("it does not panic").expect("etcd answers")
     }
 
     fn is_healthy(&self) -> bool {
-        http_get(self.port, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
+        http_get(self.health_port, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
     }
 }
 

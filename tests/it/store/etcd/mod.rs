@@ -1,10 +1,14 @@
 //! The etcd store, on a real etcd.
 
+mod auth;
 mod batches;
+mod endpoints;
 mod faults;
 mod lapses;
 mod leases;
 mod opening;
+mod size;
+mod tls;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -33,11 +33,16 @@ async fn a_prefix_of_a_newer_onced_or_of_somebody_else_is_refused() {
     let config = EtcdProcess::shared().config();
     for (marker, says) in [("onced format 999", "newer onced"), ("something else", "another prefix")] {
         client(&config).await.put(format!("{}/meta", config.prefix), marker, None).await.unwrap();
-        let refused = EtcdStore::connect(config.clone(), Clock::system()).await.err().expect("an error");
+        let refused = refused(config.clone()).await;
         assert!(matches!(refused, OpenError::Format { .. }));
         let text = refused.to_string();
         assert!(text.contains(&config.prefix) && text.contains(says), "{text}");
     }
+}
+
+/// The error of a store that does not open.
+pub async fn refused(config: EtcdConfig) -> OpenError {
+    EtcdStore::connect(config, Clock::system()).await.err().expect("an error")
 }
 
 #[tokio::test]
@@ -51,7 +56,7 @@ async fn an_address_where_nothing_answers_is_named() {
     for (endpoint, why) in [(silent, ""), (closed, "Connection refused")] {
         let mut config = EtcdConfig::new(vec![endpoint.clone()], "p");
         config.call_timeout = Duration::from_millis(300);
-        let error = EtcdStore::connect(config, Clock::system()).await.err().expect("an error");
+        let error = refused(config).await;
         assert!(matches!(error, OpenError::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains(&endpoint) && error.to_string().contains(why), "{error}");
     }
