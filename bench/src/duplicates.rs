@@ -1,5 +1,6 @@
 //! Many callers of one key at once, over two servers that share an etcd.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,12 @@ use crate::ways::{Calls, Claim, Way, begin_request, response};
 #[derive(clap::Args)]
 pub struct Args {
     /// How many callers of one key there are, all at once
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
-    duplicates: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_values = ["10", "100", "1000"])]
+    duplicates: Vec<NonZeroUsize>,
 
     /// How often, each time with a new key
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value = "5")]
+    rounds: NonZeroUsize,
 
     /// Seconds that the work of the key takes
     #[arg(long, value_parser = seconds, default_value = "0.5")]
@@ -58,9 +59,9 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let (mut results, mut lines) = (Vec::new(), Vec::new());
     for &count in &args.duplicates {
         let mut rounds = Vec::new();
-        for round in 1..=args.rounds {
+        for round in 1..=args.rounds.get() {
             progress.show(&format!("{count} callers, round {round} of {}", args.rounds));
-            rounds.push(cluster.round(count, args.work, options.payload).await?);
+            rounds.push(cluster.round(count.get(), args.work, options.payload).await?);
         }
         let of = |value: fn(&Round) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
         let (beyond, requests, messages) =

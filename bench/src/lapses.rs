@@ -25,6 +25,8 @@ const LOCK_TTLS: std::ops::RangeInclusive<u64> = 10..=40;
 /// How many times as long as asked for a lock or a record may live: shared leases are a little longer than what
 /// they serve.
 const SLACK: f64 = 1.5;
+/// What counts as a stall.
+const STALL: Duration = Duration::from_millis(50);
 /// How many records are looked at, and how often.
 const SAMPLE: usize = 50;
 const LOOK: Duration = Duration::from_secs(3);
@@ -32,11 +34,11 @@ const LOOK: Duration = Duration::from_secs(3);
 #[derive(clap::Args)]
 pub struct Args {
     /// How many records lapse, and then expire
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     records: u64,
 
     /// How many are written at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     writers: u64,
 
     /// The stores to look at
@@ -73,17 +75,18 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
             let phases = phases.iter().map(|Phase { name, latencies }| {
                 json!({
                     "phase": name, "begins": latencies.count(), "p50_ms": latencies.quantile(0.5),
-                    "p99_9_ms": latencies.quantile(0.999), "worst_ms": latencies.quantile(1.0),
+                    "p99_9_ms": latencies.quantile(0.999), "worst_ms": latencies.quantile(1.0), "over_50_ms": latencies.over(STALL),
                 })
             });
             results.push(json!({ "store": name, "phases": phases.collect::<Vec<_>>() }));
             continue;
         }
         println!("{name} store, a lone Begin beside {} records that lapse and expire, ms", args.records);
-        println!("{:12}{:>9}{:>9}{:>9}{:>9}", "while", "Begins", "p50", "p99.9", "worst");
+        println!("{:12}{:>9}{:>9}{:>9}{:>9}{:>12}", "while", "Begins", "p50", "p99.9", "worst", "over 50 ms");
         for Phase { name, latencies } in phases {
             let [p50, p99_9, worst] = [0.5, 0.999, 1.0].map(|share| figure(latencies.quantile(share)));
-            println!("{name:12}{:>9}{p50:>9}{p99_9:>9}{worst:>9}", latencies.count());
+            let (count, over) = (latencies.count(), latencies.over(STALL));
+            println!("{name:12}{count:>9}{p50:>9}{p99_9:>9}{worst:>9}{over:>12}");
         }
         println!();
     }

@@ -93,6 +93,28 @@ impl Load {
         let outcome = self.keys.outcome(&key);
         self.way.complete(caller, &key, claim, outcome).await.context("Complete")
     }
+
+    fn rate_since(&self, begin: &Snapshot, clock: &Clock) -> f64 {
+        let pairs = self.pairs.load(Ordering::Relaxed) - begin.pairs;
+        pairs as f64 / clock.now().since(begin.at).as_secs_f64()
+    }
+
+    /// Ends the callers, then looks some of their keys up.
+    async fn finish(&self, mut callers: JoinSet<anyhow::Result<(usize, u64)>>) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut done = Vec::new();
+        while let Some(caller) =
+            tokio::time::timeout(HANGS, callers.join_next()).await.context("a call hangs")?
+        {
+            done.push(caller??);
+        }
+        for _ in 0..SAMPLE {
+            let (caller, pairs) = done[fastrand::usize(..done.len())];
+            anyhow::ensure!(pairs > 0, "a caller got nothing done");
+            self.keys.check(&*self.way, &self.keys.key(caller, fastrand::u64(..pairs))).await?;
+        }
+        Ok(())
+    }
 }
 
 /// How to measure.
@@ -117,15 +139,15 @@ pub async fn measure(
         pairs: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
-    let mut callers: JoinSet<_> = (0..plan.callers).map(|caller| Arc::clone(&load).caller(caller)).collect();
+    let callers: JoinSet<_> = (0..plan.callers).map(|caller| Arc::clone(&load).caller(caller)).collect();
     let clock = Clock::system();
     let processes = processes(open, etcd);
 
     tokio::time::sleep(plan.warm_up).await;
     let begin = Snapshot::take(&load, &clock, &processes)?;
-    let mut end = clock.now() + plan.time;
+    let until = clock.now() + plan.time;
     while !load.stop.load(Ordering::Relaxed) {
-        let left = end.since(clock.now());
+        let left = until.since(clock.now());
         if left.is_zero() {
             break;
         }
@@ -134,27 +156,8 @@ pub async fn measure(
     }
     let measured = Snapshot::take(&load, &clock, &processes).map(|end| begin.until(&end, &processes));
 
-    load.stop.store(true, Ordering::Relaxed);
-    end = clock.now() + HANGS;
-    let mut done = Vec::new();
-    while let Some(caller) =
-        tokio::time::timeout(end.since(clock.now()), callers.join_next()).await.context("a call hangs")?
-    {
-        done.push(caller??);
-    }
-    for _ in 0..SAMPLE {
-        let (caller, pairs) = done[fastrand::usize(..done.len())];
-        anyhow::ensure!(pairs > 0, "a caller got nothing done");
-        load.keys.check(&*load.way, &load.keys.key(caller, fastrand::u64(..pairs))).await?;
-    }
+    load.finish(callers).await?;
     measured
-}
-
-impl Load {
-    fn rate_since(&self, begin: &Snapshot, clock: &Clock) -> f64 {
-        let pairs = self.pairs.load(Ordering::Relaxed) - begin.pairs;
-        pairs as f64 / clock.now().since(begin.at).as_secs_f64()
-    }
 }
 
 fn processes(open: &Open, etcd: Option<&Etcd>) -> Vec<(&'static str, u32)> {

@@ -1,5 +1,6 @@
 //! The latency of a pair of a lone caller.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,8 +17,8 @@ use crate::ways::{Kind, Open};
 #[derive(clap::Args)]
 pub struct Args {
     /// How often each way gets a turn
-    #[arg(long, default_value_t = 20)]
-    rounds: usize,
+    #[arg(long, default_value = "20")]
+    rounds: NonZeroUsize,
 
     /// Seconds of one turn
     #[arg(long, value_parser = seconds, default_value = "0.3")]
@@ -59,7 +60,7 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
         (row.medians, row.all) = (Vec::new(), Vec::new());
         rows.push(row);
     }
-    for round in 1..=args.rounds {
+    for round in 1..=args.rounds.get() {
         fastrand::shuffle(&mut rows);
         for row in &mut rows {
             progress.show(&format!("round {round} of {}: {}", args.rounds, row.way.name()));

@@ -47,8 +47,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(cli.options.workers).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cli.options.workers.get())
+        .enable_all()
+        .build();
     let done = runtime.context("cannot start threads").and_then(|runtime| runtime.block_on(run(cli)));
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! What all measurements share.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ pub struct Options {
     pub channels: u8,
 
     /// Threads of the load generator
-    #[arg(long, global = true, default_value_t = 2)]
-    pub workers: usize,
+    #[arg(long, global = true, default_value = "2")]
+    pub workers: NonZeroUsize,
 
     /// Print the results as JSON
     #[arg(long, global = true)]

@@ -1,6 +1,7 @@
 //! Pairs per second, of many callers at once.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,12 +17,12 @@ use crate::ways::Kind;
 #[derive(clap::Args)]
 pub struct Args {
     /// How many callers work at once
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 256])]
-    callers: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_values = ["64", "256"])]
+    callers: Vec<NonZeroUsize>,
 
     /// How often each way is measured, in turn with the others
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value = "5")]
+    rounds: NonZeroUsize,
 
     /// Seconds of one measurement
     #[arg(long, value_parser = seconds, default_value = "3")]
@@ -50,8 +51,13 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let ways = if args.ways.is_empty() { Kind::all() } else { args.ways.clone() };
     let mut results = Vec::new();
     for &callers in &args.callers {
-        let plan = Plan { callers, warm_up: args.warm_up, time: args.seconds, payload: options.payload };
-        let rows = measure(options, args.rounds, &plan, &ways).await?;
+        let plan = Plan {
+            callers: callers.get(),
+            warm_up: args.warm_up,
+            time: args.seconds,
+            payload: options.payload,
+        };
+        let rows = measure(options, args.rounds.get(), &plan, &ways).await?;
         let baselines: Vec<&Row> = rows.iter().filter(|row| args.baselines.contains(&row.way)).collect();
         if options.json {
             results.push(json(&plan, &rows, &baselines));

@@ -26,6 +26,11 @@ impl Latencies {
         self.0.len()
     }
 
+    /// How many of them are longer than this.
+    pub fn over(&self, bound: Duration) -> usize {
+        self.0.len() - self.0.partition_point(|&latency| latency <= bound)
+    }
+
     /// The latency that this share of them, 0 to 1, does not exceed, in milliseconds. NaN if there are none.
     pub fn quantile(&self, share: f64) -> f64 {
         let Some(last) = self.0.len().checked_sub(1) else { return f64::NAN };
