@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -187,7 +188,7 @@ impl RoomTask {
 
     /// Waits for what happens next.
     async fn next(&mut self) -> Option<Message> {
-        let poll = self.inner.settings.poll.mul_f64(0.75 + 0.5 * fastrand::f64());
+        let poll = self.inner.settings.poll;
         let event = tokio::select! {
             message = self.messages.recv() => return message,
             event = pending(self.trip.as_mut().map(|(_, trip)| trip)) => {
@@ -199,7 +200,8 @@ impl RoomTask {
                 Event::Watching(self.watch.is_some())
             }
             () = changed(self.watch.as_mut()) => Event::Hint,
-            () = tokio::time::sleep(poll) => Event::Hint,
+            // A trip has a bound of its own, and what it brings is as good as a hint.
+            () = slow_poll(poll), if self.trip.is_none() => Event::Hint,
         };
         Some(Message::Event(event))
     }
@@ -312,6 +314,11 @@ impl Drop for RoomTask {
             open.remove(&self.key);
         }
     }
+}
+
+/// With jitter, so that rooms that were opened together do not load together for ever.
+async fn slow_poll(period: Duration) {
+    tokio::time::sleep(period.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
 }
 
 async fn pending<T>(future: Option<&mut Pending<T>>) -> T {

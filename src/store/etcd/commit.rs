@@ -89,14 +89,18 @@ impl Commits {
     /// As of a transaction. `Refused` also if it could not be sent in [`WRITE_WAIT_MAX`].
     pub(super) async fn write(&self, write: Write, called: Moment) -> Outcome {
         if write.size() > LARGE_BYTES {
-            // It is never closed.
-            let _place = self.large.acquire().await;
-            self.transactions.check_age(called)?;
-            return self.transactions.alone(&write).await;
+            return Box::pin(self.write_large(write, called)).await;
         }
         let (answer, answered) = oneshot::channel();
         self.queue.push(Job { write, called, answer });
         answered.await.unwrap_or_else(|_| Err(CallError::Unknown("the writer of the store died".to_owned())))
+    }
+
+    async fn write_large(&self, write: Write, called: Moment) -> Outcome {
+        // It is never closed.
+        let _place = self.large.acquire().await;
+        self.transactions.check_age(called)?;
+        self.transactions.alone(&write).await
     }
 }
 

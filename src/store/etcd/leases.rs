@@ -111,7 +111,7 @@ impl Leases {
         // A grant may be used up by those who came before, or come too late to be used: then the next one. The
         // caller bounds the time.
         loop {
-            match self.take_ready(seconds, time) {
+            match self.try_take(seconds, time) {
                 Ok(lease) => return Ok(lease),
                 Err(granting) => granting.await?,
             }
@@ -134,8 +134,13 @@ impl Leases {
         }
     }
 
+    /// A lease that lives for at least `time` from now, if there is one at hand.
+    pub(super) fn take_ready(&self, time: Duration) -> Option<Arc<Lease>> {
+        self.try_take(length_for(time), time).ok()
+    }
+
     /// The lease at hand, or the grant that will bring the next one.
-    fn take_ready(&self, seconds: u64, time: Duration) -> Result<Arc<Lease>, Grant> {
+    fn try_take(&self, seconds: u64, time: Duration) -> Result<Arc<Lease>, Grant> {
         let mut lines = self.0.lines();
         let line = lines.entry(seconds).or_default();
         let now = self.0.clock.now();

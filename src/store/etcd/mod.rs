@@ -206,23 +206,38 @@ impl EtcdStore {
     }
 
     /// What to put for a record: its leases are chosen here, so after the load whose revision is expected.
-    async fn prepare(&self, next: &Record) -> Result<Put, CallError> {
-        let lock = async {
-            match next.lock_ttl() {
-                Some(ttl) => self.locks.take(ttl).await.map(Some),
-                None => Ok(None),
-            }
+    async fn prepare(&self, next: &Record) -> Result<Put, StoreError> {
+        let ready = |leases: &Leases, time: Option<Duration>| match time {
+            Some(time) => leases.take_ready(time).map(Some),
+            None => Some(None),
         };
-        let retention = async {
-            match next.lifetime() {
-                Lifetime::AtLeast(time) => self.retentions.take(time).await.map(Some),
-                Lifetime::Forever => Ok(None),
-            }
+        let lock = ready(&self.locks, next.lock_ttl());
+        let retention = ready(&self.retentions, retention_time(next));
+        let (lock, retention) = match (lock, retention) {
+            (Some(lock), Some(retention)) => (lock, retention),
+            // Boxed, as it is seldom needed and would make every swap's future larger.
+            (None, _) | (_, None) => Box::pin(self.leases(next)).await?,
         };
-        let (lock, retention) = tokio::try_join!(lock, retention)?;
         let lock_lease = lock.as_ref().map_or(0, |lease: &Arc<Lease>| lease.id);
         let value = encode(next, &Placement { lock_lease, ..Placement::default() });
         Ok(Put { value, retention, lock })
+    }
+
+    /// The leases for a record, its lock's and the one it hangs on; waits for their grants.
+    async fn leases(&self, next: &Record) -> Result<(Option<Arc<Lease>>, Option<Arc<Lease>>), StoreError> {
+        async fn take(leases: &Leases, time: Option<Duration>) -> Result<Option<Arc<Lease>>, CallError> {
+            match time {
+                Some(time) => leases.take(time).await.map(Some),
+                None => Ok(None),
+            }
+        }
+        let both = async {
+            tokio::try_join!(take(&self.locks, next.lock_ttl()), take(&self.retentions, retention_time(next)))
+        };
+        match tokio::time::timeout(WRITE_WAIT_MAX, both).await {
+            Ok(leases) => leases.map_err(not_written),
+            Err(_) => Err(StoreError::NotApplied("etcd did not grant a lease in time".to_owned())),
+        }
     }
 
     /// Prepares and sends a write once.
@@ -234,12 +249,7 @@ impl EtcdStore {
         next: Option<&Record>,
     ) -> Result<Attempt, StoreError> {
         let put = match next {
-            Some(next) => match tokio::time::timeout(WRITE_WAIT_MAX, self.prepare(next)).await {
-                Ok(prepared) => Some(prepared.map_err(not_written)?),
-                Err(_) => {
-                    return Err(StoreError::NotApplied("etcd did not grant a lease in time".to_owned()));
-                }
-            },
+            Some(next) => Some(self.prepare(next).await?),
             None => None,
         };
         let (lock, retention) = match &put {
@@ -259,7 +269,7 @@ impl EtcdStore {
                 self.retentions.discard(retention.as_ref());
                 Ok(Attempt::LeaseGone)
             }
-            Err(CallError::NoSpace(text)) => Err(self.settle_full(name, expected, text).await),
+            Err(CallError::NoSpace(text)) => Err(Box::pin(self.settle_full(name, expected, text)).await),
             Err(CallError::Refused(text) | CallError::Unfit(text) | CallError::Unreachable(text)) => {
                 Err(StoreError::NotApplied(text))
             }
@@ -285,6 +295,14 @@ enum Attempt {
     Lost(Option<KeyValue>),
     /// Nothing was written, for a lease had ended that is now dropped.
     LeaseGone,
+}
+
+/// How long it is to be kept; `None`: for ever.
+fn retention_time(record: &Record) -> Option<Duration> {
+    match record.lifetime() {
+        Lifetime::AtLeast(time) => Some(time),
+        Lifetime::Forever => None,
+    }
 }
 
 /// The error of a write that was not even sent.
@@ -322,7 +340,7 @@ impl RecordStore for EtcdStore {
                 Attempt::Done(revision) => return Ok(Swapped::Done(revision)),
                 Attempt::Lost(None) => return Ok(Swapped::Conflict(None)),
                 Attempt::Lost(Some(kv)) => {
-                    return Ok(Swapped::Conflict(self.loaded(key, kv).await?));
+                    return Ok(Swapped::Conflict(Box::pin(self.loaded(key, kv)).await?));
                 }
                 Attempt::LeaseGone => {}
             }
