@@ -2,8 +2,12 @@
 
 mod faults;
 mod lapses;
+mod late_writes;
 mod leases;
+mod lost_answers;
 mod opening;
+mod service;
+mod watches;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
