@@ -26,8 +26,8 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 /// How long a call may take beyond its deadline: then it hangs.
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// How many keys are worked on at a time: fewer than callers, so that most are duplicates.
-const KEYS: usize = 10;
-const CALLERS: usize = 16;
+const KEYS: usize = 20;
+const CALLERS: usize = 24;
 const NAMESPACE: &str = "orders";
 
 /// What all callers share.
@@ -60,8 +60,8 @@ impl Deed {
         match fastrand::u8(0..100) {
             0..70 => Deed::Complete,
             70..80 => Deed::RenewAndComplete,
-            80..88 => Deed::GiveBack,
-            88..94 => Deed::WalkAway,
+            80..90 => Deed::GiveBack,
+            90..94 => Deed::WalkAway,
             _ => Deed::ComeLate,
         }
     }
@@ -131,7 +131,7 @@ impl Participant {
     }
 
     async fn take_part(&self, key: &str) {
-        let Ok((claim, begun)) = self.begin(key, Duration::from_secs(2)).await else { return };
+        let Ok((claim, begun)) = self.begin(key, Duration::from_millis(500)).await else { return };
         let (token, ttl) = (claim.fencing_token, Duration::try_from(claim.lock_ttl.unwrap()).unwrap());
         assert_eq!(ttl, LOCK_TTL_MIN);
         // The server armed it no earlier than that.
@@ -152,7 +152,8 @@ impl Participant {
             }
             Deed::WalkAway => {}
             Deed::ComeLate => {
-                tokio::time::sleep(ttl + Duration::from_millis(fastrand::u64(500..2_000))).await;
+                // A lease is longer than its lock, and ends a little late: mostly that is over, too.
+                tokio::time::sleep(ttl + Duration::from_millis(fastrand::u64(1_000..4_000))).await;
                 self.complete(key, token).await;
             }
         }

@@ -89,6 +89,11 @@ impl CallProxy {
         *self.shared.plan.lock().expect("not poisoned") = Some(Plan { method, skip, fate });
     }
 
+    /// From now on, nothing befalls calls.
+    pub fn forget_plan(&self) {
+        *self.shared.plan.lock().expect("not poisoned") = None;
+    }
+
     /// The call that met its fate, if one did.
     pub fn befallen(&self) -> Option<String> {
         self.shared.befallen.lock().expect("not poisoned").clone()
