@@ -59,9 +59,9 @@ impl Deed {
     fn any() -> Self {
         match fastrand::u8(0..100) {
             0..70 => Deed::Complete,
-            70..80 => Deed::RenewAndComplete,
-            80..90 => Deed::GiveBack,
-            90..94 => Deed::WalkAway,
+            70..82 => Deed::RenewAndComplete,
+            82..94 => Deed::GiveBack,
+            94..96 => Deed::WalkAway,
             _ => Deed::ComeLate,
         }
     }

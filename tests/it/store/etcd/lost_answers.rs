@@ -2,7 +2,7 @@
 //! was asked. What the store then says has to be true, and nothing may hang.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
@@ -133,16 +133,15 @@ fn assert_read<T: PartialEq + std::fmt::Debug>(read: Result<T, StoreError>, trut
 
 #[tokio::test]
 async fn of_first_writes_the_store_says_what_is_so() {
-    let said = std::sync::Mutex::new(BTreeSet::new());
+    let said = Mutex::new(BTreeSet::new());
     let befallen = at_every_call(async |stage| {
         stage.arm();
         // One alone, then some at once.
-        said.lock().unwrap().insert(stage.write(&key("alone"), None, Some(&long_claim())).await);
-        let some = keys(8);
         let next = long_claim();
-        said.lock()
-            .unwrap()
-            .extend(join_all(some.iter().map(|key| stage.write(key, None, Some(&next)))).await);
+        let alone = stage.write(&key("alone"), None, Some(&next)).await;
+        let some = keys(8);
+        let at_once = join_all(some.iter().map(|key| stage.write(key, None, Some(&next)))).await;
+        said.lock().unwrap().extend(at_once.into_iter().chain([alone]));
     })
     .await;
     assert!(
