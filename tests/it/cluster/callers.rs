@@ -132,11 +132,8 @@ impl Participant {
 
     async fn take_part(&self, key: &str) {
         let Ok((claim, begun)) = self.begin(key, Duration::from_millis(500)).await else { return };
-        let (token, ttl) = (claim.fencing_token, Duration::try_from(claim.lock_ttl.unwrap()).unwrap());
-        assert_eq!(ttl, LOCK_TTL_MIN);
-        // The server armed it no earlier than that.
-        let armed = begun.sent + Duration::try_from(claim.waited.unwrap()).unwrap();
-        let mut execution = Execution { token, attempt: claim.attempt, begun, free_from: armed + ttl };
+        let (token, ttl) = (claim.fencing_token, LOCK_TTL_MIN);
+        let mut execution = execution(&claim, begun);
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await;
         match Deed::any() {
             Deed::Complete => self.complete(key, token).await,
@@ -286,6 +283,15 @@ impl Participant {
     }
 }
 
+fn execution(claim: &v1::Claim, begun: Span) -> Execution {
+    let time = |time: Option<prost_types::Duration>| Duration::try_from(time.unwrap()).unwrap();
+    let (lock_ttl, waited) = (time(claim.lock_ttl), time(claim.waited));
+    assert_eq!(lock_ttl, LOCK_TTL_MIN);
+    // The server armed it no earlier than when it had waited.
+    let free_from = begun.sent + waited + lock_ttl;
+    Execution { token: claim.fencing_token, attempt: claim.attempt, begun, free_from }
+}
+
 fn is_to_be_repeated(status: &Status) -> bool {
     [tonic::Code::Unavailable, tonic::Code::DeadlineExceeded].iter().any(|&code| status.code == code as i32)
 }
@@ -309,6 +315,25 @@ pub async fn ends(world: &Arc<World>, servers: [SocketAddr; 2]) -> BTreeMap<Stri
         (key, end)
     });
     join_all(ends).await.into_iter().collect()
+}
+
+/// One takes a key and stops, the other waits for it and takes over, and both complete it: the first one late.
+pub async fn one_is_late(world: &Arc<World>, servers: [SocketAddr; 2]) {
+    let [one, other] = [&servers[..1], &servers[1..]].map(|server| Participant::new(world, server, DEADLINE));
+    let (one, other, key) = (one.await, other.await, world.new_key());
+    let Ok((first, begun)) = one.begin(&key, Duration::ZERO).await else { panic!("a new key is nobody's") };
+    world.history.executed(&key, execution(&first, begun));
+    let taken_over = async {
+        loop {
+            if let Ok(second) = other.begin(&key, DEADLINE).await {
+                return second;
+            }
+        }
+    };
+    let (second, begun) = tokio::time::timeout(HANGS, taken_over).await.expect("its lock lapses");
+    world.history.executed(&key, execution(&second, begun));
+    one.complete(&key, first.fencing_token).await;
+    other.complete(&key, second.fencing_token).await;
 }
 
 /// How long it takes from `since` until a server writes again.

@@ -8,15 +8,12 @@ use std::time::Duration;
 use futures_util::future::join;
 use tokio::task::block_in_place;
 
-use super::callers::{World, back_after, call_on, ends};
+use super::callers::{World, back_after, call_on, ends, one_is_late};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 use crate::support::onced::ServerProcess;
 
 /// How long a fault lasts beyond what the service needs to come back.
 const A_WHILE: Duration = Duration::from_millis(500);
-
-/// How long all is well in the end: enough for a lock to lapse, and for its late holder to come.
-const CALM: Duration = Duration::from_secs(6);
 
 /// The scene: what blocks here gives its thread up first.
 struct Scene {
@@ -82,8 +79,8 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_and_freeze(
         scene.there_is_no_quorum().await;
         block_in_place(|| scene.etcd.wait_healthy());
     }
-    // A new leader gives every lease its full time again: only now do locks lapse, and are taken over.
-    tokio::time::sleep(CALM).await;
+    // A new leader gives every lease its full time again: only now do locks lapse for sure.
+    one_is_late(&scene.world, servers).await;
     scene.world.stop();
     calling.await.expect("no caller panicked");
     let ends = ends(&scene.world, servers).await;

@@ -171,6 +171,9 @@ impl Seen {
 mod tests {
     use super::*;
 
+    /// Adds to a history what cannot be.
+    type Wrong = fn(&History);
+
     fn span(sent: u64, answered: u64) -> Span {
         let at = |seconds| Moment::from_start(Duration::from_secs(seconds));
         Span { sent: at(sent), answered: at(answered) }
@@ -208,7 +211,7 @@ mod tests {
 
     #[test]
     fn each_wrong_is_found() {
-        let wrongs: [(&str, fn(&History)); 9] = [
+        let wrongs: [(&str, Wrong); 9] = [
             ("there is", |it| it.told("k", outcome(7, "else", span(12, 14)))),
             ("there is", |it| it.told("k", outcome(5, "done", span(12, 14)))),
             ("never came to an end", |it| it.refused("other", 1)),
