@@ -6,6 +6,7 @@ mod late_writes;
 mod leases;
 mod lost_answers;
 mod opening;
+mod revoked;
 mod service;
 mod watches;
 
