@@ -60,7 +60,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let (runtime, exec) = match &cli.command {
-        None | Some(Command::Serve(_)) => (Builder::new_multi_thread().enable_all().build(), false),
+        None => (serve_runtime(&cli.serve), false),
+        Some(Command::Serve(args)) => (serve_runtime(args), false),
         // Clients do one thing at a time: threads would only cost.
         Some(command) => {
             (Builder::new_current_thread().enable_all().build(), matches!(command, Command::Exec(_)))
@@ -73,6 +74,10 @@ pub fn main() -> ExitCode {
             ExitCode::from(if exec { exec::OWN_FAILURE } else { Exit::Failed.code() })
         }
     }
+}
+
+fn serve_runtime(args: &serve::ServeArgs) -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().worker_threads(args.worker_threads()).build()
 }
 
 fn run(runtime: Runtime, cli: Cli) -> ExitCode {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -28,8 +29,21 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
 
+    /// How many threads serve calls [default: one for each two cores]
+    #[arg(long, env = "ONCED_WORKER_THREADS", value_name = "COUNT")]
+    pub worker_threads: Option<NonZeroUsize>,
+
     #[command(flatten)]
     pub etcd: EtcdArgs,
+}
+
+impl ServeArgs {
+    /// How many threads serve calls. Each more hands work to the others and wakes them: on two cores shared with
+    /// etcd one took a fifth less of the processor than two, and a lone call was faster.
+    pub fn worker_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.worker_threads.map_or_else(|| cores().div_ceil(2), NonZeroUsize::get)
+    }
 }
 
 /// What records in etcd need.

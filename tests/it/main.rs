@@ -5,6 +5,7 @@
 
 mod cli;
 mod client;
+mod cluster;
 mod contract;
 mod coordinator;
 mod exec_across_hosts;

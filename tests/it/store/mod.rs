@@ -3,4 +3,4 @@
 mod conformance;
 mod embedded;
 mod etcd;
-mod fixture;
+pub mod fixture;

@@ -1,7 +1,8 @@
-//! A real etcd for the tests, with nothing installed.
+//! A real etcd for the tests, with nothing installed. `ONCED_TEST_ETCD=/path/to/etcd` takes another one.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -42,13 +43,43 @@ const STEP: Duration = Duration::from_millis(100);
 /// How many pairs of ports are tried.
 const PORT_ATTEMPTS: u32 = 10;
 
-/// An etcd of one member, with a data directory of its own. Ends when dropped, or with the tests.
+/// Flags that are called `--experimental-…` before 3.6.
+const EXPERIMENTAL_BEFORE_3_6: [&str; 1] = ["--watch-progress-notify-interval"];
+
+/// An etcd process, with a data directory of its own. Ends when dropped, or with the tests.
 pub struct EtcdProcess {
     watchdog: Mutex<Watchdog>,
     port: u16,
     /// Where it tells whether it is well, without TLS.
     health_port: u16,
-    log: std::path::PathBuf,
+    log: PathBuf,
+}
+
+/// A member that is to be started.
+pub(super) struct Member<'a> {
+    pub(super) name: &'a str,
+    pub(super) ports: Ports,
+    /// Each member of its cluster with where it listens for the others, as etcd wants it.
+    pub(super) cluster: &'a str,
+}
+
+/// Where a member listens.
+#[derive(Clone, Copy)]
+pub(super) struct Ports {
+    client: u16,
+    peer: u16,
+}
+
+impl Ports {
+    /// Ports that are free now.
+    pub(super) fn free() -> Self {
+        Self { client: free_port(), peer: free_port() }
+    }
+
+    /// Where it listens for other members.
+    pub(super) fn peer_url(self) -> String {
+        format!("http://127.0.0.1:{}", self.peer)
+    }
 }
 
 struct Watchdog {
@@ -70,29 +101,26 @@ impl EtcdProcess {
         Self::start_with(&[])
     }
 
-    /// An etcd of one's own with more flags.
+    /// An etcd of one's own with more flags, by the names that the newest version gives them.
     pub fn start_with(flags: &[&str]) -> Self {
-        for _ in 0..PORT_ATTEMPTS {
-            let process = Self::spawn(flags);
-            match process.wait_ready() {
-                Ok(()) => return process,
-                // Somebody took the port between our look and etcd's.
-                Err(log) if log.contains("address already in use") => {}
-                Err(log) => panic!("etcd did not get ready:\n{log}"),
-            }
-        }
-        panic!("no free port for etcd after {PORT_ATTEMPTS} attempts");
+        start_ready(|| {
+            let ports = Ports::free();
+            let cluster = format!("test={}", ports.peer_url());
+            [Self::spawn(&Member { name: "test", ports, cluster: &cluster }, flags)]
+        })
+        .into_iter()
+        .next()
+        .expect("one process")
     }
 
-    fn spawn(flags: &[&str]) -> Self {
-        let binary = etcd_bin_vendored::etcd_bin_path().expect("an etcd for this machine");
+    pub(super) fn spawn(member: &Member<'_>, flags: &[&str]) -> Self {
+        let binary = binary();
         // The watchdog removes it, after etcd has ended.
         let dir = tempfile::Builder::new().prefix("onced-etcd-").tempdir().expect("a directory").keep();
-        let (port, peer_port) = (free_port(), free_port());
+        let port = member.ports.client;
         let tls = flags.contains(&"--cert-file");
         let (scheme, health_port) = if tls { ("https", free_port()) } else { ("http", port) };
-        let (client, peer) =
-            (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let (client, peer) = (format!("{scheme}://127.0.0.1:{port}"), member.ports.peer_url());
         let health = format!("http://127.0.0.1:{health_port}");
         let health_flags: &[&str] = if tls { &["--listen-metrics-urls", &health] } else { &[] };
         let mut child = Command::new("sh")
@@ -100,13 +128,13 @@ impl EtcdProcess {
             .args([dir.as_os_str(), binary.as_os_str()])
             .arg("--data-dir")
             .arg(dir.join("data"))
-            .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
+            .args(["--name", member.name, "--initial-cluster", member.cluster])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
             .args(["--log-level", "warn"])
             .args(health_flags)
-            .args(flags)
+            .args(flags.iter().map(|flag| flag_of_this_version(flag)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -167,7 +195,7 @@ impl EtcdProcess {
     }
 
     /// Waits until etcd serves; else its log.
-    fn wait_ready(&self) -> Result<(), String> {
+    pub(super) fn wait_ready(&self) -> Result<(), String> {
         for _ in 0..READY_STEPS {
             if self.is_healthy() {
                 return Ok(());
@@ -195,6 +223,12 @@ impl EtcdProcess {
     fn is_healthy(&self) -> bool {
         http_get(self.health_port, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
     }
+
+    /// Whether it says that it leads its cluster.
+    pub(super) fn leads(&self) -> bool {
+        http_get(self.health_port, "/metrics")
+            .is_ok_and(|answer| answer.contains("\netcd_server_is_leader 1\n"))
+    }
 }
 
 /// Asks a server on this machine, and reads its whole answer.
@@ -213,6 +247,42 @@ impl Drop for EtcdProcess {
         let watchdog = self.watchdog.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         watchdog.orders = None;
         let _ = watchdog.child.wait();
+    }
+}
+
+/// Starts processes that have to see each other, and waits until all serve.
+pub(super) fn start_ready<const N: usize>(spawn: impl Fn() -> [EtcdProcess; N]) -> [EtcdProcess; N] {
+    for _ in 0..PORT_ATTEMPTS {
+        let processes = spawn();
+        match processes.iter().try_for_each(EtcdProcess::wait_ready) {
+            Ok(()) => return processes,
+            // Somebody took a port between our look and etcd's.
+            Err(log) if log.contains("address already in use") => {}
+            Err(log) => panic!("etcd did not get ready:\n{log}"),
+        }
+    }
+    panic!("no free ports for etcd after {PORT_ATTEMPTS} attempts");
+}
+
+/// The etcd under test.
+fn binary() -> PathBuf {
+    match std::env::var_os("ONCED_TEST_ETCD") {
+        Some(path) => path.into(),
+        None => etcd_bin_vendored::etcd_bin_path().expect("an etcd for this machine").into(),
+    }
+}
+
+/// A flag as the etcd under test calls it.
+fn flag_of_this_version(flag: &str) -> String {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    let version = VERSION.get_or_init(|| {
+        let told = Command::new(binary()).arg("--version").output().expect("etcd runs");
+        String::from_utf8(told.stdout).expect("text")
+    });
+    let is_old = ["etcd Version: 3.4.", "etcd Version: 3.5."].iter().any(|old| version.starts_with(old));
+    match flag.strip_prefix("--") {
+        Some(name) if is_old && EXPERIMENTAL_BEFORE_3_6.contains(&flag) => format!("--experimental-{name}"),
+        Some(_) | None => flag.to_owned(),
     }
 }
 

@@ -52,7 +52,8 @@ impl Gate {
         self.open.add_permits(1);
     }
 
-    async fn pass(&self) {
+    /// An operation comes to it.
+    pub(super) async fn pass(&self) {
         self.reached.add_permits(1);
         self.open.acquire().await.expect("never closed").forget();
     }

@@ -1,7 +1,9 @@
 //! What the tests stand on.
 
+pub mod call_proxy;
 pub mod caller;
 pub mod clock;
+pub mod cluster;
 pub mod etcd;
 pub mod faulty;
 pub mod onced;

@@ -48,20 +48,12 @@ impl TestServer {
 
     /// A new connection.
     pub async fn connect(&self) -> Connection {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        BoxCloneSyncService::new(tower::service_fn(move |request| {
-            let mut sender = sender.clone();
-            async move { sender.send_request(request).await }
-        }))
+        connect(self.address).await
     }
 
     /// A client on a connection of its own.
     pub async fn client(&self) -> IdempotencyServiceClient<Connection> {
-        IdempotencyServiceClient::with_origin(self.connect().await, self.origin())
+        client(self.address).await
     }
 
     /// An operator's client on a connection of its own.
@@ -81,7 +73,7 @@ impl TestServer {
 
     /// Where requests go.
     pub fn origin(&self) -> http::Uri {
-        format!("http://{}", self.address).parse().unwrap()
+        origin(self.address)
     }
 
     /// Asks it to end, without waiting.
@@ -106,4 +98,26 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// A new connection to a server.
+pub async fn connect(address: SocketAddr) -> Connection {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    BoxCloneSyncService::new(tower::service_fn(move |request| {
+        let mut sender = sender.clone();
+        async move { sender.send_request(request).await }
+    }))
+}
+
+/// A client of a server, on a connection of its own.
+pub async fn client(address: SocketAddr) -> IdempotencyServiceClient<Connection> {
+    IdempotencyServiceClient::with_origin(connect(address).await, origin(address))
+}
+
+fn origin(address: SocketAddr) -> http::Uri {
+    format!("http://{address}").parse().unwrap()
 }

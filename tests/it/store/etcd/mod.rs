@@ -5,10 +5,15 @@ mod batches;
 mod endpoints;
 mod faults;
 mod lapses;
+mod late_writes;
 mod leases;
+mod lost_answers;
 mod opening;
+mod revoked;
+mod service;
 mod size;
 mod tls;
+mod watches;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

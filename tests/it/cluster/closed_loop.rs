@@ -1,0 +1,93 @@
+//! Two servers on one cluster, callers of both who never stop, and members of the cluster that die, freeze and
+//! come back meanwhile. `ONCED_TEST_ROUNDS` says how often all of that happens.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join;
+use tokio::task::block_in_place;
+
+use super::callers::{World, back_after, call_on, ends, one_is_late};
+use crate::support::cluster::{EtcdCluster, MEMBERS};
+use crate::support::onced::ServerProcess;
+
+/// How long a fault lasts beyond what the service needs to come back.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+/// The scene: what blocks here gives its thread up first.
+struct Scene {
+    etcd: EtcdCluster,
+    world: Arc<World>,
+    servers: [SocketAddr; 2],
+}
+
+impl Scene {
+    /// Waits until both servers write again, and tells how long that took from when there was a quorum.
+    async fn back(&self, what: &str, since: onced::clock::Moment) {
+        let [one, other] = self.servers.map(|server| back_after(&self.world, server, since));
+        let (one, other) = join(one, other).await;
+        println!("{what}: the servers write again after {one:.1?} and {other:.1?}");
+    }
+
+    async fn the_leader_dies(&self) {
+        let leader = block_in_place(|| self.etcd.leader());
+        let since = self.world.now();
+        block_in_place(|| self.etcd.kill(leader));
+        self.back("the leader killed", since).await;
+        block_in_place(|| self.etcd.restart(leader));
+    }
+
+    async fn a_member_freezes(&self, what: &str, member: usize) {
+        let since = self.world.now();
+        block_in_place(|| self.etcd.freeze(member));
+        self.back(&format!("{what} frozen"), since).await;
+        tokio::time::sleep(A_WHILE).await;
+        let since = self.world.now();
+        block_in_place(|| self.etcd.thaw(member));
+        self.back(&format!("{what} thawed"), since).await;
+    }
+
+    async fn there_is_no_quorum(&self) {
+        let (leader, follower) = block_in_place(|| (self.etcd.leader(), self.etcd.follower()));
+        block_in_place(|| {
+            self.etcd.kill(leader);
+            self.etcd.kill(follower);
+        });
+        tokio::time::sleep(2 * A_WHILE).await;
+        block_in_place(|| self.etcd.restart(follower));
+        // It serves, so two are a quorum and have a leader.
+        self.back("a quorum again", self.world.now()).await;
+        block_in_place(|| self.etcd.restart(leader));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_and_freeze() {
+    let rounds = std::env::var("ONCED_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
+    let etcd = block_in_place(EtcdCluster::start);
+    let store = format!("etcd://{}/onced", etcd.endpoints().join(","));
+    let processes = block_in_place(|| [ServerProcess::start(&store), ServerProcess::start(&store)]);
+    let servers = [processes[0].address(), processes[1].address()];
+    let scene = Scene { etcd, world: World::new(), servers };
+    let calling = tokio::spawn(call_on(Arc::clone(&scene.world), servers));
+    for _ in 0..rounds {
+        tokio::time::sleep(A_WHILE).await;
+        scene.the_leader_dies().await;
+        scene.a_member_freezes("a follower", block_in_place(|| scene.etcd.follower())).await;
+        scene.a_member_freezes("the leader", block_in_place(|| scene.etcd.leader())).await;
+        scene.there_is_no_quorum().await;
+        block_in_place(|| scene.etcd.wait_healthy());
+    }
+    // A new leader gives every lease its full time again: only now do locks lapse for sure.
+    one_is_late(&scene.world, servers).await;
+    scene.world.stop();
+    calling.await.expect("no caller panicked");
+    let ends = ends(&scene.world, servers).await;
+    let totals = scene.world.history.check(&ends).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let tries = scene.world.history.tries();
+    println!("{totals:?}, {tries:?}, {MEMBERS} members");
+    assert!(totals.executions > 100 && totals.outcomes > totals.keys, "{totals:?}");
+    assert!(totals.takeovers > 0 && totals.refused > 0, "nobody took over: {totals:?}");
+    assert!(tries.repeated > 0 && tries.answered > tries.repeated, "the faults were not felt: {tries:?}");
+}

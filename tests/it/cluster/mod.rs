@@ -1,0 +1,6 @@
+//! Servers and stores on a real etcd of three members, of which some die, freeze, or cannot be reached.
+
+mod callers;
+mod closed_loop;
+mod history;
+mod members;

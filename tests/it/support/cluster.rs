@@ -1,0 +1,120 @@
+//! A real etcd of three members, to be killed and frozen one by one.
+
+use std::array;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use onced::store::etcd::EtcdConfig;
+
+use super::etcd::{EtcdProcess, Member, Ports, fresh_prefix, start_ready};
+use super::proxy::Proxy;
+
+/// How many members there are: the fewest of which one may fail.
+pub const MEMBERS: usize = 3;
+
+/// How long a leader may take to be found, in steps of [`STEP`].
+const LEADER_STEPS: u32 = 600;
+const STEP: Duration = Duration::from_millis(50);
+
+/// Three etcd processes on loopback, each with its own data. They end when dropped, or with the tests. What
+/// takes time here blocks its thread.
+pub struct EtcdCluster {
+    members: [EtcdProcess; MEMBERS],
+    away: Mutex<[bool; MEMBERS]>,
+}
+
+impl EtcdCluster {
+    /// Starts a cluster, and waits until all its members serve.
+    pub fn start() -> Self {
+        const NAMES: [&str; MEMBERS] = ["m0", "m1", "m2"];
+        let members = start_ready(|| {
+            let ports: [Ports; MEMBERS] = array::from_fn(|_| Ports::free());
+            let urls = NAMES.iter().zip(ports).map(|(name, ports)| format!("{name}={}", ports.peer_url()));
+            let cluster = urls.collect::<Vec<_>>().join(",");
+            array::from_fn(|i| {
+                EtcdProcess::spawn(&Member { name: NAMES[i], ports: ports[i], cluster: &cluster }, &[])
+            })
+        });
+        Self { members, away: Mutex::default() }
+    }
+
+    /// Where its members listen, as host:port.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(EtcdProcess::endpoint).collect()
+    }
+
+    /// A store in it, on a prefix that nobody else has.
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig::new(self.endpoints(), fresh_prefix())
+    }
+
+    /// A proxy in front of each member, and a config that goes through them: to part clients from members that
+    /// are well.
+    pub async fn behind_proxies(&self) -> ([Proxy; MEMBERS], EtcdConfig) {
+        let [one, two, three] = &self.members;
+        let proxies = [
+            Proxy::start(one.endpoint()).await,
+            Proxy::start(two.endpoint()).await,
+            Proxy::start(three.endpoint()).await,
+        ];
+        let endpoints = proxies.iter().map(Proxy::endpoint).collect();
+        (proxies, EtcdConfig { endpoints, ..self.config() })
+    }
+
+    /// Ends a member as by kill -9.
+    pub fn kill(&self, member: usize) {
+        self.away()[member] = true;
+        self.members[member].kill();
+    }
+
+    /// Starts a member again, and waits until it serves. That takes a quorum.
+    pub fn restart(&self, member: usize) {
+        self.members[member].restart();
+        self.away()[member] = false;
+    }
+
+    /// Stops a member in its tracks, connections open.
+    pub fn freeze(&self, member: usize) {
+        self.away()[member] = true;
+        self.members[member].freeze();
+    }
+
+    /// Lets a frozen member go on.
+    pub fn thaw(&self, member: usize) {
+        self.members[member].thaw();
+        self.away()[member] = false;
+    }
+
+    /// The member that leads, once exactly one of those that are there says that it does.
+    pub fn leader(&self) -> usize {
+        for _ in 0..LEADER_STEPS {
+            let away = *self.away();
+            let mut leading = (0..MEMBERS).filter(|&i| !away[i] && self.members[i].leads());
+            if let (Some(leader), None) = (leading.next(), leading.next()) {
+                return leader;
+            }
+            std::thread::sleep(STEP);
+        }
+        panic!("nobody leads");
+    }
+
+    /// A member that is there and does not lead.
+    pub fn follower(&self) -> usize {
+        let (leader, away) = (self.leader(), *self.away());
+        (0..MEMBERS).find(|&i| i != leader && !away[i]).expect("a follower")
+    }
+
+    /// Waits until all members that are there serve.
+    pub fn wait_healthy(&self) {
+        let away = *self.away();
+        for (member, _) in self.members.iter().zip(away).filter(|(_, away)| !away) {
+            if let Err(log) = member.wait_ready() {
+                panic!("a member does not serve:\n{log}");
+            }
+        }
+    }
+
+    fn away(&self) -> std::sync::MutexGuard<'_, [bool; MEMBERS]> {
+        self.away.lock().expect("nobody panics with it")
+    }
+}
