@@ -11,15 +11,18 @@ use super::{client, long_claim, open};
 use crate::store::fixture::{PATIENCE, completed, create, key, load, write};
 use crate::support::etcd::EtcdProcess;
 
+/// The quota of the etcds here, which those below 3.6 have to be told of.
+const QUOTA: (&str, u64) = ("20000000", 20_000_000);
+
 /// Looks often.
 fn watched(etcd: &EtcdProcess, uncompacted_max: u64) -> EtcdConfig {
-    let size = SizeWatch { interval: Duration::from_millis(50), uncompacted_max, ..SizeWatch::default() };
+    let size = SizeWatch { quota_bytes: QUOTA.1, interval: Duration::from_millis(50), uncompacted_max };
     EtcdConfig { size, ..etcd.config() }
 }
 
 #[tokio::test]
 async fn new_claims_are_refused_before_etcd_is_full_and_taken_again_when_it_has_room() {
-    let etcd = EtcdProcess::start_with(&["--quota-backend-bytes", "20000000"]);
+    let etcd = EtcdProcess::start_with(&["--quota-backend-bytes", QUOTA.0]);
     let config = watched(&etcd, u64::MAX);
     let store = open(&config).await;
     let claimed = create(&store, &key("claimed"), &long_claim()).await;
@@ -80,7 +83,7 @@ async fn growth_that_shows_that_nobody_compacts_is_warned_of() {
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
     let _logged = tracing::subscriber::set_default(subscriber);
     let etcd =
-        EtcdProcess::start_with(&["--quota-backend-bytes", "20000000", "--auto-compaction-retention", "0"]);
+        EtcdProcess::start_with(&["--quota-backend-bytes", QUOTA.0, "--auto-compaction-retention", "0"]);
     let store = open(&watched(&etcd, 10)).await;
     let mut revision = create(&store, &key("k"), &long_claim()).await;
     let grow = async {
