@@ -1,13 +1,19 @@
-//! The embedded store: one file, one process, one machine. Everything lies in one table of a redb database.
+//! The embedded store: one directory, one process, one machine. Everything lies in one table of a redb
+//! database, the tree, but for the newest writes: those are in a log, and in memory.
 //!
-//! Reads take a snapshot each. Writes go through one thread, which commits whatever was asked for while the
-//! last commit ran, and answers once that is durable. Time is the clock of this process alone.
+//! Writes go through one thread, which commits whatever was asked for while the last commit ran, and answers
+//! once that is durable: appended to the log, and synced. Another thread moves it to the tree, many writes in
+//! one transaction. A commit of the tree itself would write and sync a page of 4 KiB for nearly every record.
+//! Reads look into memory first, then take a snapshot of the tree. Time is the clock of this process alone.
 
 mod alarms;
 mod layout;
+mod log;
+mod mover;
 mod open;
 mod queue;
 mod reads;
+mod recent;
 mod space;
 mod sweep;
 mod times;
@@ -18,7 +24,7 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -31,13 +37,16 @@ use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::Clock;
 use crate::record::{Key, Namespace, Record, RecordKey};
 use alarms::Alarms;
+use log::Half;
+use mover::Mover;
 use queue::Queue;
 use reads::Data;
+use recent::Recent;
 use space::{FreeSpace, Space};
 use times::Times;
 use writer::Writer;
 
-/// A store in one file. Dropping it finishes what was handed over, waits for that, and closes the file once
+/// A store in one directory. Dropping it finishes what was handed over, waits for that, and closes the files once
 /// no read is under way.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
@@ -83,8 +92,8 @@ impl EmbeddedStore {
     /// # Errors
     /// See [`OpenError`]: in use by another process, of a newer format, not accessible, or damaged.
     pub fn open(directory: &Path, clock: Clock) -> Result<Self, OpenError> {
-        let database = open::in_directory(directory)?;
-        Self::start(database, directory, clock, space::free_space_of(directory))
+        let (database, halves) = open::in_directory(directory)?;
+        Self::start(database, halves, directory, clock, space::free_space_of(directory))
     }
 
     /// Opens a store in memory, which ends with it.
@@ -92,27 +101,32 @@ impl EmbeddedStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn in_memory(clock: Clock) -> Result<Self, OpenError> {
-        Self::with_backend(InMemoryBackend::new(), clock)
+        let half = InMemoryBackend::new;
+        Self::with_backends(half(), [half(), half()], clock)
     }
 
-    /// Opens a store on another kind of storage: one that fails, or one whose power can be cut.
+    /// Opens a store on another kind of storage, for its tree and the two halves of its log: one that fails,
+    /// or one whose power can be cut.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn with_backend(backend: impl StorageBackend, clock: Clock) -> Result<Self, OpenError> {
-        let database = open::on_backend(backend)?;
-        Self::start(database, Path::new(open::BACKEND), clock, space::boundless())
+    pub fn with_backends<B: StorageBackend>(tree: B, log: [B; 2], clock: Clock) -> Result<Self, OpenError> {
+        let database = open::on_backend(tree)?;
+        let halves = log.map(|half| Box::new(half) as Half);
+        Self::start(database, halves, Path::new(open::BACKEND), clock, space::boundless())
     }
 
     fn start(
         database: redb::Database,
+        halves: [Half; 2],
         directory: &Path,
         clock: Clock,
         free_space: FreeSpace,
     ) -> Result<Self, OpenError> {
         let counters = open::counters(&database, directory)?;
+        let (log, counters) = open::log(&database, halves, counters, directory)?;
         let shared = Arc::new(Shared {
-            data: Data { database, times: Times::new(clock, counters) },
+            data: Data { database, recent: Recent::default(), times: Times::new(clock, counters) },
             queue: Queue::new(),
             hub: Hub::default(),
             alarms: Alarms::default(),
@@ -120,7 +134,10 @@ impl EmbeddedStore {
         });
         // Made before the threads, so that those that started are ended if another does not.
         let mut store = Self { shared: Arc::clone(&shared), threads: Vec::new() };
-        let writer = Writer::new(Arc::clone(&shared), Space::new(free_space), counters);
+        let (loads, taken) = mpsc::channel();
+        let mover = Mover::new(Arc::clone(&shared), counters);
+        let writer = Writer::new(Arc::clone(&shared), Space::new(free_space), log, loads, counters);
+        store.spawn("store-mover", move || mover.run(&taken))?;
         store.spawn("store-writer", move || writer.run())?;
         store.spawn("store-alarms", move || {
             shared.alarms.run(shared.data.times.clock(), &shared.hub);
@@ -195,6 +212,13 @@ impl Shared {
         }
     }
 
+    fn fail_writing(&self, error: &redb::Error) {
+        self.fail(&format!(
+            "writing to the data files failed: {error}. Whether the last writes are in them is known only once \
+             they are opened anew, so this process must end; see to the disk, then start it again"
+        ));
+    }
+
     /// Sets the alarms of a key that somebody begins to watch.
     fn set_alarms(&self, key: &RecordKey) {
         match self.data.moments(key) {
@@ -210,6 +234,12 @@ impl Shared {
 #[async_trait]
 impl RecordStore for EmbeddedStore {
     async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
+        if let Some(reason) = self.shared.failure.borrow().as_ref() {
+            return Err(StoreError::NotApplied(reason.clone()));
+        }
+        if let Some(recent) = self.shared.data.load_recent(key) {
+            return recent;
+        }
         let key = key.clone();
         self.read(move |shared| shared.data.load(&key)).await
     }

@@ -10,21 +10,25 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError, TableError};
 
-use super::OpenError;
 use super::layout::{COUNTERS_ROW, Counters, FORMAT_ROW, TABLE};
+use super::log::{Half, Log};
+use super::{OpenError, mover};
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
 /// The data file in its directory.
 const FILE: &str = "onced.redb";
+/// The halves of the log.
+const LOG_FILES: [&str; 2] = ["onced.log.0", "onced.log.1"];
 /// What stands for the directory where there is none.
 pub(super) const BACKEND: &str = "memory";
 /// How much of the file is kept in memory.
 const CACHE_BYTES: usize = 256 << 20;
 
 /// Opens the data file in a directory.
-pub(super) fn in_directory(directory: &Path) -> Result<Database, OpenError> {
+pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), OpenError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| OpenError::Io(path, error)
@@ -36,23 +40,28 @@ pub(super) fn in_directory(directory: &Path) -> Result<Database, OpenError> {
     }
     create_private(directory).map_err(failed(directory))?;
     let path = directory.join(FILE);
-    let new_file = !path.exists();
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(&path).map_err(failed(&path))?;
+    let open = |path: &Path| options.open(path).map_err(failed(path));
+    let file = open(&path)?;
+    let mut halves = Vec::new();
+    for name in LOG_FILES {
+        let path = directory.join(name);
+        let half = FileBackend::new(open(&path)?).map_err(|error| refused(directory, &path, error))?;
+        halves.push(Box::new(half) as Half);
+    }
+    let halves = halves.try_into().map_err(|_| damaged(directory, "its log is missing"))?;
     let database = builder().create_file(file).map_err(|error| refused(directory, &path, error))?;
     // What is new survives a power cut only once the directory that names it is synced.
-    if new_file {
-        sync(directory).map_err(failed(directory))?;
-    }
+    sync(directory).map_err(failed(directory))?;
     if new_directory {
         let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         sync(parent).map_err(failed(parent))?;
     }
-    Ok(database)
+    Ok((database, halves))
 }
 
 /// Opens a store on another kind of storage.
@@ -63,7 +72,7 @@ pub(super) fn on_backend(backend: impl StorageBackend) -> Result<Database, OpenE
 
 /// The counters of a store. A new store gets its first ones; one of a newer format is refused.
 pub(super) fn counters(database: &Database, directory: &Path) -> Result<Counters, OpenError> {
-    let damaged = |what: &str| OpenError::Damaged(directory.to_owned(), what.to_owned());
+    let damaged = |what: &str| damaged(directory, what);
     let unreadable = |error: redb::Error| damaged(&error.to_string());
     let snapshot = database.begin_read().map_err(|error| unreadable(error.into()))?;
     let table = match snapshot.open_table(TABLE) {
@@ -82,6 +91,25 @@ pub(super) fn counters(database: &Database, directory: &Path) -> Result<Counters
     counters
         .and_then(|value| Counters::parse(value.value()))
         .ok_or_else(|| damaged("its counters are missing or broken"))
+}
+
+/// Moves to the tree what the log holds beyond it.
+pub(super) fn log(
+    database: &Database,
+    halves: [Half; 2],
+    counters: Counters,
+    directory: &Path,
+) -> Result<(Log, Counters), OpenError> {
+    let unreadable = |error: &dyn std::fmt::Display| damaged(directory, &error.to_string());
+    let (log, found) = Log::open(halves, counters).map_err(|error| unreadable(&error))?;
+    if found.counters != counters {
+        mover::write(database, found.counters, &[], &found.rows).map_err(|error| unreadable(&error))?;
+    }
+    Ok((log, found.counters))
+}
+
+fn damaged(directory: &Path, what: &str) -> OpenError {
+    OpenError::Damaged(directory.to_owned(), what.to_owned())
 }
 
 fn create(database: &Database) -> Result<Counters, redb::Error> {

@@ -1,10 +1,13 @@
 //! Reading records.
 
+use std::iter::Peekable;
 use std::sync::Arc;
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase};
+use bytes::Bytes;
+use redb::{Database, Range, ReadOnlyTable, ReadableDatabase, StorageError};
 
 use super::layout::{self, Row, TABLE};
+use super::recent::{NamedRow, Recent};
 use super::times::Times;
 use crate::clock::Moment;
 use crate::record::{Key, Namespace, RecordKey};
@@ -19,7 +22,15 @@ const PAGE_ROWS_MAX: usize = 4_096;
 /// What is stored, and its times.
 pub(super) struct Data {
     pub database: Database,
+    pub recent: Recent,
     pub times: Times,
+}
+
+/// The tree as it was at one moment.
+pub(super) struct Tree {
+    pub table: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// How often something had been moved into it, at least.
+    pub moves: u64,
 }
 
 /// What a row turned out to hold.
@@ -33,18 +44,41 @@ pub(super) enum Found {
 }
 
 impl Data {
+    /// Reads a record if it was written lately: from memory alone.
+    pub(super) fn load_recent(&self, key: &RecordKey) -> Option<Result<Option<Loaded>, StoreError>> {
+        let row = layout::record_row(key);
+        loop {
+            match self.recent.get(&row)?.map(|value| self.read(&value)).transpose() {
+                Err(error) => return Some(Err(error)),
+                Ok(None | Some(Found::Expired)) => return Some(Ok(None)),
+                Ok(Some(Found::Record(loaded))) => return Some(Ok(Some(loaded))),
+                Ok(Some(Found::Replaced)) => {}
+            }
+        }
+    }
+
     pub(super) fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
         let row = layout::record_row(key);
         loop {
-            match self.table().map_err(unreadable)?.get(row.as_slice()).map_err(unreadable)? {
-                None => return Ok(None),
-                Some(value) => match self.read(value.value())? {
-                    Found::Expired => return Ok(None),
-                    Found::Record(loaded) => return Ok(Some(loaded)),
-                    Found::Replaced => {}
-                },
+            match self.with_row(&row, |value| self.read(value))? {
+                None | Some(Found::Expired) => return Ok(None),
+                Some(Found::Record(loaded)) => return Ok(Some(loaded)),
+                Some(Found::Replaced) => {}
             }
         }
+    }
+
+    /// Reads what a row holds, if it is there.
+    fn with_row<T>(
+        &self,
+        row: &[u8],
+        read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        if let Some(recent) = self.recent.get(row) {
+            return recent.map(|value| read(&value)).transpose();
+        }
+        let value = self.table().map_err(unreadable)?.get(row).map_err(unreadable)?;
+        value.map(|value| read(value.value())).transpose()
     }
 
     pub(super) fn scan(
@@ -57,15 +91,19 @@ impl Data {
         let (mut bytes, mut rows) = (0, 0);
         let range = layout::namespace_rows(namespace, after);
         let range = (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice));
-        for entry in self.table().map_err(unreadable)?.range::<&[u8]>(range).map_err(unreadable)? {
+        // In this order: what is moved meanwhile is met twice, not never.
+        let mut recent = self.recent.range(range).into_iter().peekable();
+        let table = self.table().map_err(unreadable)?;
+        let mut tree = table.range::<&[u8]>(range).map_err(unreadable)?.peekable();
+        while let Some(entry) = next_row(&mut recent, &mut tree) {
             let (row, value) = entry.map_err(unreadable)?;
-            let key = layout::key_of(namespace, row.value())?;
-            bytes += value.value().len();
+            let key = layout::key_of(namespace, &row)?;
+            bytes += value.as_ref().map_or(0, Bytes::len);
             rows += 1;
-            let loaded = match self.read(value.value())? {
-                Found::Expired => None,
-                Found::Record(loaded) => Some(loaded),
-                Found::Replaced => {
+            let loaded = match value.map(|value| self.read(&value)).transpose()? {
+                None | Some(Found::Expired) => None,
+                Some(Found::Record(loaded)) => Some(loaded),
+                Some(Found::Replaced) => {
                     self.load(&RecordKey { namespace: namespace.clone(), key: key.clone() })?
                 }
             };
@@ -81,8 +119,7 @@ impl Data {
     /// When something befalls a record by the passing of time, and as of which revision.
     pub(super) fn moments(&self, key: &RecordKey) -> Result<Option<(Revision, Vec<Moment>)>, StoreError> {
         let row = layout::record_row(key);
-        let value = self.table().map_err(unreadable)?.get(row.as_slice()).map_err(unreadable)?;
-        value.map(|value| self.moments_of(value.value())).transpose()
+        self.with_row(&row, |value| self.moments_of(value))
     }
 
     fn moments_of(&self, value: &[u8]) -> Result<(Revision, Vec<Moment>), StoreError> {
@@ -104,9 +141,31 @@ impl Data {
         })
     }
 
+    /// The tree as it is now, or later.
+    pub(super) fn tree(&self) -> Result<Tree, redb::Error> {
+        let moves = self.recent.moves();
+        Ok(Tree { table: self.table()?, moves })
+    }
+
     /// The table as it is now.
     pub(super) fn table(&self) -> Result<ReadOnlyTable<&'static [u8], &'static [u8]>, redb::Error> {
         Ok(self.database.begin_read()?.open_table(TABLE)?)
+    }
+}
+
+/// The next row in order, as written lately if it was.
+fn next_row(
+    recent: &mut Peekable<impl Iterator<Item = NamedRow>>,
+    tree: &mut Peekable<Range<'_, &'static [u8], &'static [u8]>>,
+) -> Option<Result<NamedRow, StorageError>> {
+    let newer = recent.peek().map(|(row, _)| row.as_slice());
+    let comes_first = |row: &[u8]| newer.is_none_or(|newer| row <= newer);
+    match tree.next_if(|entry| entry.as_ref().map_or(true, |(row, _)| comes_first(row.value()))) {
+        Some(Err(error)) => Some(Err(error)),
+        Some(Ok((row, value))) if newer != Some(row.value()) => {
+            Some(Ok((row.value().to_vec(), Some(Bytes::copy_from_slice(value.value())))))
+        }
+        Some(Ok(_)) | None => recent.next().map(Ok),
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// Below this much free space no new claim is made. It leaves room for the outcomes of the claims under way.
-pub(super) const RESERVE_BYTES: u64 = 64 << 20;
+/// Below this much free space no new claim is made. It leaves room for what the log holds, which takes up to a
+/// page of the tree for each record, and for the outcomes of the claims under way.
+pub(super) const RESERVE_BYTES: u64 = 512 << 20;
 
 /// How long a look at the free space serves.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

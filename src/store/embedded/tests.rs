@@ -1,5 +1,6 @@
 //! What cannot be seen or brought about from outside.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,7 +70,8 @@ fn key(name: &str) -> RecordKey {
 }
 
 fn start(database: Database, hand: &Hand, free_space: FreeSpace) -> EmbeddedStore {
-    EmbeddedStore::start(database, Path::new("memory"), hand.clock(), free_space).unwrap()
+    let halves = [(); 2].map(|()| Box::new(InMemoryBackend::new()) as Half);
+    EmbeddedStore::start(database, halves, Path::new("memory"), hand.clock(), free_space).unwrap()
 }
 
 fn database() -> Database {
@@ -106,7 +108,7 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
     let directory = tempfile::TempDir::new().unwrap();
     drop(EmbeddedStore::open(directory.path(), Clock::system()).unwrap());
     let newer = STORE_FORMAT + 1;
-    put(&open::in_directory(directory.path()).unwrap(), FORMAT_ROW, &newer.to_be_bytes());
+    put(&open::in_directory(directory.path()).unwrap().0, FORMAT_ROW, &newer.to_be_bytes());
     for _ in 0..2 {
         let refused = EmbeddedStore::open(directory.path(), Clock::system()).err().unwrap();
         assert!(matches!(refused, OpenError::Format(..)), "{refused:?}");
@@ -193,7 +195,8 @@ async fn the_sweep_removes_what_expired_and_nothing_else() {
     let doubt = State::InDoubt { since: Timestamp::default(), cause: DoubtCause::Lapse };
     let doubtful = Record { state: doubt, ..claim() };
     store.swap(&key("in doubt"), Expected::Absent, Some(&doubtful)).await.unwrap();
-    assert_eq!(rows(&store.shared.data), before + RECORDS + 1);
+    hand.pass(1_000);
+    until(&store, |data| rows(data) == before + RECORDS + 1).await;
     hand.pass(24 * 3_600_000);
     // The clock moves on, as it does, so that one step follows another.
     until(&store, |data| {
@@ -203,6 +206,78 @@ async fn the_sweep_removes_what_expired_and_nothing_else() {
     })
     .await;
     assert!(store.load(&key("in doubt")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn pages_show_what_was_written_lately_in_place_of_what_lies_in_the_tree() {
+    let hand = Hand::default();
+    let store = start(database(), &hand, boundless());
+    let before = rows(&store.shared.data);
+    let mut known = BTreeMap::new();
+    for name in ["b", "d", "f", "h"] {
+        known.insert(name, store.swap(&key(name), Expected::Absent, Some(&claim())).await.unwrap());
+    }
+    hand.pass(1_000);
+    until(&store, |data| rows(data) == before + 4).await;
+    // Before, between and after; in place of one, and one removed.
+    for name in ["a", "c", "d", "i"] {
+        let expected = match known.get(name) {
+            Some(Swapped::Done(revision)) => Expected::At(*revision),
+            _ => Expected::Absent,
+        };
+        known.insert(name, store.swap(&key(name), expected, Some(&claim())).await.unwrap());
+    }
+    let Some(Swapped::Done(removed)) = known.remove("f") else { panic!("f was not written") };
+    store.swap(&key("f"), Expected::At(removed), None).await.unwrap();
+    assert_eq!(rows(&store.shared.data), before + 4, "it was moved too early for this test");
+    for limit in [1, 2, 3, 100] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.scan(&Namespace::new("tests").unwrap(), after.as_ref(), limit).await.unwrap();
+            assert!(page.records.len() <= limit);
+            found.extend(page.records.into_iter().map(|(key, loaded)| (key, loaded.revision)));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let expected = known.iter().map(|(name, swapped)| match swapped {
+            Swapped::Done(revision) => (Key::new(name).unwrap(), *revision),
+            Swapped::Conflict(current) => panic!("{name} was {current:?}"),
+        });
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{limit} a page");
+    }
+}
+
+/// The clock moves with every round, so that something is being moved all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_being_moved_is_found() {
+    const KEYS: usize = 100;
+    const ROUNDS: usize = 100;
+    let hand = Hand::default();
+    let store = start(database(), &hand, boundless());
+    let mut expected = vec![Expected::Absent; KEYS];
+    for round in 0..ROUNDS {
+        hand.pass(1_000);
+        let swaps = expected.iter().enumerate().map(|(index, expected)| {
+            let (store, record) = (&store, claim());
+            async move { store.swap(&key(&format!("k{index}")), *expected, Some(&record)).await }
+        });
+        let swapped = futures_util::future::join_all(swaps).await;
+        for (expected, swapped) in expected.iter_mut().zip(swapped) {
+            match swapped {
+                Ok(Swapped::Done(revision)) => *expected = Expected::At(revision),
+                other => panic!("round {round}: {other:?}"),
+            }
+        }
+        let loads = (0..KEYS).map(|index| {
+            let store = &store;
+            async move { store.load(&key(&format!("k{index}"))).await }
+        });
+        for (expected, loaded) in expected.iter().zip(futures_util::future::join_all(loads).await) {
+            assert_eq!(Expected::of(loaded.unwrap().as_ref()), *expected, "round {round}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -2,16 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use redb::{ReadableTable, Table};
+use bytes::Bytes;
 
 use super::Shared;
-use super::layout::{self, COUNTERS_ROW, Counters, Row, TABLE};
+use super::layout::{self, Counters, Row};
+use super::log::Log;
+use super::mover::Load;
 use super::queue::Job;
-use super::reads::Found;
+use super::reads::{Found, Tree};
+use super::recent::RowMap;
 use super::space::Space;
-use super::sweep::Sweep;
 use crate::clock::Moment;
 use crate::record::Record;
 use crate::store::encoding::{self, Placement};
@@ -19,22 +22,30 @@ use crate::store::{Expected, Loaded, Revision, StoreError, Swapped};
 
 /// The most that one commit writes before it closes, in bytes of stored records.
 const COMMIT_BYTES_MAX: usize = 16 << 20;
-/// How often expired records are looked for.
-const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
-/// How often the running time is written down when nothing else is, in milliseconds.
-const RUNNING_TIME_PERIOD_MS: u64 = 10_000;
-
-/// An open table.
-type Open<'a> = Table<'a, &'static [u8], &'static [u8]>;
+/// How often what the log holds is moved to the tree, and expired records are looked for.
+const MOVE_PERIOD: Duration = Duration::from_secs(1);
+/// It is moved before that if it is more than this, in bytes: much at once holds up the log's syncs.
+const MOVE_BYTES: u64 = 8 << 20;
+/// Beyond this, writes wait until it is moved. It bounds memory, and the time that opening after a crash takes.
+const LOG_BYTES_MAX: u64 = 4 * MOVE_BYTES;
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
     space: Space,
-    sweep: Sweep,
+    log: Log,
+    mover: Sender<Load>,
     /// As last committed.
     counters: Counters,
-    kept_up: Moment,
+    moved: Moment,
     waiting: VecDeque<Job>,
+}
+
+/// The commit under way.
+struct Commit {
+    tree: Tree,
+    counters: Counters,
+    rows: RowMap,
+    bytes: usize,
 }
 
 /// A swap in the commit under way.
@@ -54,16 +65,22 @@ enum Verdict {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, space: Space, counters: Counters) -> Self {
-        let kept_up = shared.data.times.clock().now();
-        Self { shared, space, sweep: Sweep::default(), counters, kept_up, waiting: VecDeque::new() }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        space: Space,
+        log: Log,
+        mover: Sender<Load>,
+        counters: Counters,
+    ) -> Self {
+        let moved = shared.data.times.clock().now();
+        Self { shared, space, log, mover, counters, moved, waiting: VecDeque::new() }
     }
 
     /// Writes until the store is closed, or a write fails.
     pub(super) fn run(mut self) {
         let _end = End(Arc::clone(&self.shared));
         if let Err(error) = self.write_all() {
-            self.fail(&error);
+            self.shared.fail_writing(&error);
         }
         let reason = StoreError::NotApplied(self.shared.queue.why_closed());
         self.waiting.drain(..).for_each(|job| job.answer(Err(reason.clone())));
@@ -71,20 +88,34 @@ impl Writer {
 
     fn write_all(&mut self) -> Result<(), redb::Error> {
         loop {
-            let patience = if self.waiting.is_empty() { UPKEEP_PERIOD } else { Duration::ZERO };
+            let patience = if self.waiting.is_empty() { MOVE_PERIOD } else { Duration::ZERO };
             let taken = self.shared.queue.take(patience);
             self.waiting.extend(taken.jobs);
             if !self.waiting.is_empty() {
                 self.write_batch()?;
             }
             let now = self.shared.data.times.clock().now();
-            if now.since(self.kept_up) >= UPKEEP_PERIOD {
-                self.kept_up = now;
-                self.upkeep(RUNNING_TIME_PERIOD_MS)?;
+            if self.log.bytes() >= MOVE_BYTES || now.since(self.moved) >= MOVE_PERIOD {
+                if self.log.bytes() >= LOG_BYTES_MAX {
+                    self.shared.data.recent.wait_moved();
+                }
+                self.moved = now;
+                self.start_moving(false);
             }
             if taken.closed && self.waiting.is_empty() {
-                return self.upkeep(1);
+                self.shared.data.recent.wait_moved();
+                self.start_moving(true);
+                return Ok(());
             }
+        }
+    }
+
+    /// Has what the log holds moved to the tree, unless that is being done.
+    fn start_moving(&mut self, last: bool) {
+        if let Some(rows) = self.shared.data.recent.start_moving() {
+            self.log.change_half();
+            // If the mover is gone, the store has failed.
+            let _ = self.mover.send(Load { rows, counters: self.counters, last });
         }
     }
 
@@ -97,7 +128,7 @@ impl Writer {
             }
             Err(error) => {
                 // First nothing is read any more: whoever hears of an unknown outcome will look.
-                self.fail(&error);
+                self.shared.fail_writing(&error);
                 for Swap { job, .. } in batch {
                     job.answer(Err(StoreError::OutcomeUnknown(format!("the commit failed: {error}"))));
                 }
@@ -106,86 +137,84 @@ impl Writer {
         }
     }
 
-    fn fail(&self, error: &redb::Error) {
-        self.shared.fail(&format!(
-            "writing to the data file failed: {error}. Whether the last writes are in it is known only once \
-             it is opened anew, so this process must end; see to the disk, then start it again"
-        ));
-    }
-
     /// Commits the swaps that wait, up to a limit, and leaves them in `batch` even if it fails.
     fn commit_batch(&mut self, batch: &mut Vec<Swap>) -> Result<(), redb::Error> {
-        let transaction = self.shared.data.database.begin_write()?;
-        let mut counters = self.counters;
+        let tree = self.shared.data.tree()?;
+        let mut commit = Commit { tree, counters: self.counters, rows: RowMap::new(), bytes: 0 };
+        self.log.begin();
+        while commit.bytes < COMMIT_BYTES_MAX
+            && let Some(job) = self.waiting.pop_front()
         {
-            let mut table = transaction.open_table(TABLE)?;
-            let mut bytes = 0;
-            while bytes < COMMIT_BYTES_MAX
-                && let Some(job) = self.waiting.pop_front()
-            {
-                // In the batch before anything is done for it: should that fail, its outcome is unknown.
-                batch.push(Swap { job, verdict: Ok(Verdict::Conflict(None)) });
-                if let Some(Swap { job, verdict }) = batch.last_mut() {
-                    *verdict = self.apply(&mut table, &mut counters, &mut bytes, job)?;
-                }
-            }
-            counters.running_ms = self.shared.data.times.running_ms();
-            if counters.revision != self.counters.revision {
-                table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
+            // In the batch before anything is done for it: should that fail, its outcome is unknown.
+            batch.push(Swap { job, verdict: Ok(Verdict::Conflict(None)) });
+            if let Some(Swap { job, verdict }) = batch.last_mut() {
+                *verdict = self.apply(&mut commit, job)?;
             }
         }
-        if counters.revision == self.counters.revision {
-            return Ok(transaction.abort()?);
+        if commit.counters.revision == self.counters.revision {
+            return Ok(());
         }
-        // Durable once this returns: redb's default durability is immediate.
-        transaction.commit()?;
-        self.counters = counters;
+        commit.counters.running_ms = self.shared.data.times.running_ms();
+        self.log.commit(self.counters, commit.counters).map_err(redb::Error::Io)?;
+        self.counters = commit.counters;
+        self.shared.data.recent.add(commit.rows);
         Ok(())
     }
 
-    fn apply(
-        &mut self,
-        table: &mut Open<'_>,
-        counters: &mut Counters,
-        bytes: &mut usize,
-        job: &Job,
-    ) -> Result<Result<Verdict, StoreError>, redb::Error> {
+    fn apply(&mut self, commit: &mut Commit, job: &Job) -> Result<Result<Verdict, StoreError>, redb::Error> {
         let row = layout::record_row(&job.key);
-        let there = match table.get(row.as_slice())? {
-            None => Ok(There::Nothing(None)),
-            Some(value) => self.compare(value.value(), job.expected),
+        let there = match self.look_up(commit, &row, job.expected)? {
+            Ok(there) => there,
+            Err(error) => return Ok(Err(error)),
         };
         let replaced = match there {
-            Ok(There::Expected(revision)) => Some(revision),
-            Ok(There::Unexpected(current)) => return Ok(Ok(Verdict::Conflict(Some(current)))),
-            Ok(There::Nothing(expired)) if job.expected == Expected::Absent => expired,
-            Ok(There::Nothing(_)) => return Ok(Ok(Verdict::Conflict(None))),
-            Err(error) => return Ok(Err(error)),
+            There::Expected(revision) => Some(revision),
+            There::Unexpected(current) => return Ok(Ok(Verdict::Conflict(Some(current)))),
+            There::Nothing(expired) if job.expected == Expected::Absent => expired,
+            There::Nothing(_) => return Ok(Ok(Verdict::Conflict(None))),
         };
         if let Some(full) = job.next.as_ref().and_then(|next| self.no_room_for(next)) {
             return Ok(Err(full));
         }
-        counters.revision.0 += 1;
-        let revision = counters.revision;
+        commit.counters.revision.0 += 1;
+        let revision = commit.counters.revision;
         let mut keep_until_ms = 0;
-        match &job.next {
-            None => {
-                table.remove(row.as_slice())?;
+        let value = job.next.as_ref().map(|next| {
+            let times = &self.shared.data.times;
+            if next.lock_ttl().is_some() {
+                times.arming(revision);
             }
-            Some(next) => {
-                if next.lock_ttl().is_some() {
-                    self.shared.data.times.arming(revision);
-                }
-                keep_until_ms = self.shared.data.times.keep_until_ms(next);
-                let stored = encoding::encode(next, &Placement { keep_until_ms, ..Placement::default() });
-                *bytes += stored.len();
-                table.insert(row.as_slice(), Row { revision, stored: &stored }.to_value().as_slice())?;
-            }
-        }
+            keep_until_ms = times.keep_until_ms(next);
+            let stored = encoding::encode(next, &Placement { keep_until_ms, ..Placement::default() });
+            Bytes::from(Row { revision, stored: &stored }.to_value())
+        });
+        commit.bytes += value.as_ref().map_or(0, Bytes::len);
+        self.log.put(&row, value.as_deref());
+        commit.rows.insert(row, value);
         Ok(Ok(Verdict::Written { revision, replaced, keep_until_ms }))
     }
 
     /// Holds what a row has against what is expected.
+    fn look_up(
+        &self,
+        commit: &mut Commit,
+        row: &[u8],
+        expected: Expected,
+    ) -> Result<Result<There, StoreError>, redb::Error> {
+        let data = &self.shared.data;
+        if let Some(recent) = commit.rows.get(row).cloned().or_else(|| data.recent.get(row)) {
+            let there = recent.map(|value| self.compare(&value, expected));
+            return Ok(there.unwrap_or(Ok(There::Nothing(None))));
+        }
+        if data.recent.moves() != commit.tree.moves {
+            commit.tree = data.tree()?;
+        }
+        Ok(match commit.tree.table.get(row)? {
+            None => Ok(There::Nothing(None)),
+            Some(value) => self.compare(value.value(), expected),
+        })
+    }
+
     fn compare(&self, value: &[u8], expected: Expected) -> Result<There, StoreError> {
         let row = Row::parse(value)?;
         if self.shared.data.times.is_expired(encoding::decode_keep_until_ms(row.stored)?) {
@@ -237,29 +266,6 @@ impl Writer {
                 Verdict::Conflict(current) => Swapped::Conflict(current),
             }));
         }
-    }
-
-    /// Removes some expired records, and writes the running time down if it is that far on.
-    fn upkeep(&mut self, period_ms: u64) -> Result<(), redb::Error> {
-        let data = &self.shared.data;
-        let expired = self.sweep.next(data)?;
-        let running_ms = data.times.running_ms();
-        if expired.is_empty() && running_ms < self.counters.running_ms.saturating_add(period_ms) {
-            return Ok(());
-        }
-        let counters = Counters { running_ms, ..self.counters };
-        let transaction = data.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
-            for (row, _) in &expired {
-                table.remove(row.as_slice())?;
-            }
-        }
-        transaction.commit()?;
-        self.counters = counters;
-        expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use super::disk::Disk;
 use crate::store::fixture::{PATIENCE, as_written, claim, create, key, load};
 
 fn open(disk: &Disk) -> Arc<EmbeddedStore> {
-    Arc::new(EmbeddedStore::with_backend(disk.clone(), ManualClock::default().clock()).unwrap())
+    Arc::new(disk.open(ManualClock::default().clock()).unwrap())
 }
 
 /// Fails the disk after each number of writes in turn, until the swap needs no more than that.

@@ -3,6 +3,7 @@
 mod disk;
 mod failing;
 mod opening;
+mod power;
 mod retention;
 
 use std::fs::OpenOptions;
@@ -57,7 +58,8 @@ struct Embedded {
 impl Embedded {
     async fn in_a_file() -> Self {
         let directory = TempDir::new().unwrap();
-        let disk = Disk::on(FileBackend::new(data_file(directory.path())).unwrap());
+        let file = |name| FileBackend::new(data_file(directory.path(), name)).unwrap();
+        let disk = Disk::on(file("onced.redb"), [file("onced.log.0"), file("onced.log.1")]);
         Self::start(disk, Some(directory))
     }
 
@@ -67,15 +69,15 @@ impl Embedded {
 
     fn start(disk: Disk, directory: Option<TempDir>) -> Self {
         let clock = ManualClock::default();
-        let store = EmbeddedStore::with_backend(disk.clone(), clock.clock()).unwrap();
+        let store = disk.open(clock.clock()).unwrap();
         Self { clock, disk, directory, store: Mutex::new(Some(Arc::new(store))) }
     }
 }
 
-fn data_file(directory: &Path) -> std::fs::File {
+fn data_file(directory: &Path, name: &str) -> std::fs::File {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    options.open(directory.join("onced.redb")).unwrap()
+    options.open(directory.join(name)).unwrap()
 }
 
 #[async_trait]
@@ -92,7 +94,7 @@ impl Fixture for Embedded {
         self.disk.heal();
         let store = match &self.directory {
             Some(directory) => EmbeddedStore::open(directory.path(), self.clock.clock()),
-            None => EmbeddedStore::with_backend(self.disk.clone(), self.clock.clock()),
+            None => self.disk.open(self.clock.clock()),
         };
         *self.store.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(store.unwrap()));
         self.store().await

@@ -51,7 +51,8 @@ fn only_the_owner_may_look_into_it() {
     let root = TempDir::new().unwrap();
     let directory = root.path().join("data");
     let _store = EmbeddedStore::open(&directory, Clock::system()).unwrap();
-    for (path, mode) in [(directory.clone(), 0o700), (directory.join("onced.redb"), 0o600)] {
+    let files = ["onced.redb", "onced.log.0", "onced.log.1"].map(|name| (directory.join(name), 0o600));
+    for (path, mode) in [(directory.clone(), 0o700)].into_iter().chain(files) {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
     }
 }

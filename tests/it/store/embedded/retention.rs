@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use onced::record::limits::{RETENTION_MARGIN, RETENTION_MIN};
 use onced::record::{OnLapse, Record};
-use onced::store::embedded::EmbeddedStore;
 use onced::store::{Expected, RecordStore};
 
 use super::ManualClock;
@@ -16,7 +15,7 @@ const LIFETIME: Duration = RETENTION_MIN.checked_add(RETENTION_MARGIN).unwrap();
 const MOMENT: Duration = Duration::from_millis(1);
 
 fn open(disk: &Disk, clock: &ManualClock) -> Arc<dyn RecordStore> {
-    Arc::new(EmbeddedStore::with_backend(disk.clone(), clock.clock()).unwrap())
+    Arc::new(disk.open(clock.clock()).unwrap())
 }
 
 #[tokio::test]
