@@ -34,7 +34,7 @@ pub(super) const TXN_MAX_OPS: usize = 128;
 pub(super) enum CallError {
     /// etcd refused this very request: nothing was done.
     Refused(String),
-    /// etcd refused the request for what it is, such as its size: nothing was done.
+    /// etcd refused the request for what it is, its size or its number of operations: nothing was done.
     Unfit(String),
     /// It never left this process, or came to a member that serves nobody: nothing was done.
     Unreachable(String),
@@ -351,7 +351,12 @@ pub(super) fn classify(error: etcd_client::Error) -> CallError {
         Code::NotFound if said == "requested lease not found" => CallError::LeaseNotFound,
         Code::FailedPrecondition if said == "lease already exists" => CallError::LeaseExists,
         Code::ResourceExhausted if said == "mvcc: database space exceeded" => CallError::NoSpace(text),
-        Code::InvalidArgument if said == "request is too large" => CallError::Unfit(text),
+        // The second: its limit on operations was lowered.
+        Code::InvalidArgument
+            if matches!(said, "request is too large" | "too many operations in txn request") =>
+        {
+            CallError::Unfit(text)
+        }
         Code::NotFound
         | Code::InvalidArgument
         | Code::FailedPrecondition
@@ -401,6 +406,7 @@ mod tests {
         }
         let unfit = [
             Status::invalid_argument("etcdserver: request is too large"),
+            Status::invalid_argument("etcdserver: too many operations in txn request"),
             Status::resource_exhausted("grpc: received message larger than max (1008080 vs. 624288)"),
         ];
         for status in unfit {

@@ -142,7 +142,15 @@ impl Endpoints {
             };
             let call = make(client);
             *stage = Stage::Sent;
-            call.await.map_err(|error| Failure::of(classify(error)))
+            call.await.map_err(|error| {
+                Failure::of(match classify(error) {
+                    // Authentication was switched on since the connection was made. The next one logs in.
+                    CallError::Refused(text) if self.logs_in() && text.ends_with("user name is empty") => {
+                        CallError::Unreachable(text)
+                    }
+                    error => error,
+                })
+            })
         };
         tokio::select! {
             biased;

@@ -3,9 +3,11 @@
 //! would cost more than one.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 
 /// What takes jobs from a queue, a batch at a time.
 #[async_trait]
@@ -50,6 +52,8 @@ impl<B: Batches> Queue<B> {
         state.waiting.push_back(job);
         if state.in_flight < self.0.in_flight_max && state.is_due(self.0.full) {
             state.in_flight += 1;
+            // A runtime that is ending drops the task here and now, which takes the lock.
+            drop(state);
             // A task of its own, so that no caller who goes away takes a batch with him.
             tokio::spawn(Runner { queue: Arc::clone(&self.0), in_flight: true }.run());
         }
@@ -79,7 +83,8 @@ struct Runner<B: Batches> {
 impl<B: Batches> Runner<B> {
     async fn run(mut self) {
         while let Some(batch) = self.next() {
-            self.queue.batches.run(batch).await;
+            // The jobs of a batch that panicked are dropped. Those that wait for it are not to wait for ever.
+            let _ = AssertUnwindSafe(self.queue.batches.run(batch)).catch_unwind().await;
         }
     }
 
@@ -99,10 +104,63 @@ impl<B: Batches> Runner<B> {
 }
 
 impl<B: Batches> Drop for Runner<B> {
-    /// However it ends: the jobs of a batch that panicked are dropped, and the place is free for the next.
+    /// However it ends: the place is free for the next.
     fn drop(&mut self) {
         if self.in_flight {
             self.queue.state().in_flight -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Answers each job, but dies of a batch that begins with `None`.
+    struct Fragile;
+
+    #[async_trait]
+    impl Batches for Fragile {
+        type Job = Option<oneshot::Sender<()>>;
+
+        fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job> {
+            waiting.pop_front().into_iter().collect()
+        }
+
+        async fn run(&self, batch: Vec<Self::Job>) {
+            // So that others come meanwhile.
+            tokio::task::yield_now().await;
+            for job in batch {
+                let answer = job.expect("a job that can be done");
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_dies_leaves_nobody_behind() {
+        let queue = Queue::new(Fragile, 1, 100);
+        let (answer, answered) = oneshot::channel();
+        queue.push(None);
+        queue.push(Some(answer));
+        tokio::time::timeout(Duration::from_secs(10), answered).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn who_comes_when_the_runtime_has_ended_does_not_hang() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _inside = handle.enter();
+            Queue::new(Fragile, 1, 100).push(None);
+            let _ = done.send(());
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(()));
     }
 }

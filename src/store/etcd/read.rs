@@ -96,7 +96,7 @@ impl Batches for Transactions {
     }
 
     async fn run(&self, batch: Vec<Job>) {
-        let mut asked = distinct(batch);
+        let asked = distinct(batch);
         let reads = match asked.as_slice() {
             [] => return,
             [one] => self.get(one).await.map(|read| vec![read]),
@@ -108,19 +108,28 @@ impl Batches for Transactions {
                     asked.answer(Ok(read.take_kvs().pop()));
                 }
             }
-            // Large records: each by itself, so that none fails another.
-            Err(CallError::TooLarge) if asked.len() > 1 => {
-                for asked in asked.drain(..) {
-                    let read = self.get(&asked).await;
-                    asked.answer(read.map(|mut read| read.take_kvs().pop()));
-                }
-            }
+            // Large records, or more of them than this etcd takes.
+            Err(CallError::TooLarge | CallError::Unfit(_)) if asked.len() > 1 => self.one_by_one(asked).await,
             Err(error) => asked.into_iter().for_each(|asked| asked.answer(Err(error.clone()))),
         }
     }
 }
 
 impl Transactions {
+    /// Each by itself, so that none fails another. But when etcd stops answering they do not wait for that one
+    /// after the other.
+    async fn one_by_one(&self, asked: Vec<Asked>) {
+        let mut asked = asked.into_iter();
+        while let Some(one) = asked.next() {
+            let read = self.get(&one).await;
+            let silence = read.as_ref().err().filter(|error| !error.is_refusal()).cloned();
+            one.answer(read.map(|mut read| read.take_kvs().pop()));
+            if let Some(error) = silence {
+                return asked.for_each(|other| other.answer(Err(error.clone())));
+            }
+        }
+    }
+
     async fn get(&self, asked: &Asked) -> Result<GetResponse, CallError> {
         self.client.get(asked.name.as_str(), asked.what.options()).await
     }

@@ -9,7 +9,7 @@ use onced::store::etcd::{EtcdConfig, EtcdLogin, OpenError, SizeWatch};
 
 use super::opening::refused;
 use super::{long_claim, open};
-use crate::store::fixture::{create, held, key};
+use crate::store::fixture::{PATIENCE, create, held, key};
 use crate::support::etcd::EtcdProcess;
 
 const PREFIX: &str = "ours";
@@ -18,6 +18,13 @@ const TOKEN_TTL: &str = "1";
 
 /// An etcd where `onced` may use its prefix, `reader` may only read it, and `stranger` neither.
 async fn start() -> EtcdProcess {
+    let (etcd, client) = start_open().await;
+    client.auth_client().auth_enable().await.unwrap();
+    etcd
+}
+
+/// The same before it asks who calls.
+async fn start_open() -> (EtcdProcess, Client) {
     let etcd = EtcdProcess::start_with(&["--auth-token-ttl", TOKEN_TTL]);
     let mut client = Client::connect([etcd.endpoint()], None).await.unwrap();
     let below = || format!("{PREFIX}/");
@@ -31,8 +38,7 @@ async fn start() -> EtcdProcess {
     for (user, role) in [("root", "root"), ("onced", "writers"), ("reader", "readers")] {
         client.user_grant_role(user, role).await.unwrap();
     }
-    client.auth_enable().await.unwrap();
-    etcd
+    (etcd, client)
 }
 
 fn password(user: &str) -> String {
@@ -67,6 +73,20 @@ async fn every_kind_of_call_survives_that_etcd_forgets_who_calls() {
     let swapped = grants.swap(&key("b"), Expected::Absent, Some(&held("holder"))).await;
     assert!(matches!(swapped, Ok(Swapped::Done(_))), "{swapped:?}");
     assert!(!scans.scan(&key("a").namespace, None, 10).await.unwrap().records.is_empty());
+}
+
+#[tokio::test]
+async fn a_login_is_made_up_for_once_etcd_asks_who_calls() {
+    let (etcd, client) = start_open().await;
+    let store = open(&config(&etcd, "onced", password("onced"))).await;
+    create(&store, &key("before"), &long_claim()).await;
+    client.auth_client().auth_enable().await.unwrap();
+    let served = async {
+        while store.load(&key("before")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.expect("it logs in");
 }
 
 #[tokio::test]

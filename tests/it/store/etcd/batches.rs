@@ -12,6 +12,7 @@ use onced::store::{Expected, Loaded, RecordStore, StoreError, Swapped};
 
 use super::{create_all, keys, long_claim, open, raw, revoke};
 use crate::store::fixture::{PATIENCE, as_written, claim, completed, create, in_progress, key, load, write};
+use crate::support::call_proxy::{CallProxy, Fate};
 use crate::support::etcd::EtcdProcess;
 
 type Results = Vec<Result<Swapped, StoreError>>;
@@ -176,6 +177,24 @@ async fn large_records_are_loaded_each_by_itself_where_they_overflow_together() 
 }
 
 #[tokio::test]
+async fn those_loaded_each_by_itself_do_not_wait_for_a_silent_etcd_in_turn() {
+    let etcd = EtcdProcess::shared();
+    let (proxy, beside) = (CallProxy::start(etcd.endpoint()).await, etcd.config());
+    let large = keys(8);
+    let record = completed("holder", vec![1; 1 << 20]);
+    all_done(&create_at_once(&open(&beside).await, &large, &record).await);
+    let call_timeout = Duration::from_secs(2);
+    let store = open(&EtcdConfig { endpoints: vec![proxy.endpoint()], call_timeout, ..beside }).await;
+    proxy.plan("/etcdserverpb.KV/Range", 0, Fate::Swallow);
+    let loads = join_all(large.iter().map(|key| store.load(key))).await;
+    assert!(proxy.befallen().is_some(), "nothing overflowed");
+    assert!(
+        loads.iter().all(|load| matches!(load, Err(StoreError::NotApplied(_)))),
+        "one was tried after it"
+    );
+}
+
+#[tokio::test]
 async fn a_retention_lease_that_is_gone_fails_none_of_those_that_hang_on_it() {
     let (_etcd, config, store) = own(&[]).await;
     create(&store, &key("first"), &long_claim()).await;
@@ -219,6 +238,15 @@ async fn writes_that_etcd_refuses_together_are_sent_one_by_one() {
             _ => assert!(matches!(result, Ok(Swapped::Done(_))), "{place}: {result:?}"),
         }
     }
+}
+
+/// An operator may have lowered that limit, too.
+#[tokio::test]
+async fn more_operations_than_etcd_takes_together_are_sent_one_by_one() {
+    let (_etcd, _, store) = own(&["--max-txn-ops", "20"]).await;
+    let keys = keys(100);
+    all_done(&create_at_once(&store, &keys, &long_claim()).await);
+    assert_eq!(load_at_once(&store, &keys).await.len(), 100);
 }
 
 #[tokio::test]
