@@ -14,6 +14,8 @@ use super::client::{CallError, EtcdClient, RECORD_MAX_BYTES};
 pub const QUOTA_DEFAULT_BYTES: u64 = 2 << 30;
 /// The share of the quota from which on no new claim is made, in percent. Pages that are free count as room.
 const HIGH_WATER_PERCENT: u64 = 90;
+/// The share below which it is made again: not at the first record that expires.
+const LOW_WATER_PERCENT: u64 = 85;
 /// How near the size of the file may come to the quota, in bytes, however much of it is free: etcd raises its alarm
 /// on a write that could be too large for the rest, and refuses all from then on.
 const FILE_RESERVE_BYTES: u64 = 2 * RECORD_MAX_BYTES as u64;
@@ -73,15 +75,16 @@ impl Looks {
             if let Ok(status) = self.client.status().await {
                 let size = Size::of(&status, self.settings.quota_bytes);
                 size.count();
-                self.note(size.scarce());
+                self.note(&size);
                 self.look_for_compaction(&size, status.header().map_or(0, |header| header.revision())).await;
             }
             tokio::time::sleep(self.settings.interval).await;
         }
     }
 
-    fn note(&self, now: Option<String>) {
+    fn note(&self, size: &Size) {
         let mut scarce = self.scarce.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = size.scarce(scarce.is_some());
         match (&*scarce, &now) {
             (None, Some(why)) => tracing::warn!(
                 why,
@@ -154,15 +157,17 @@ impl Size {
         self.quota.is_some_and(|quota| self.in_use.saturating_mul(100) >= quota.saturating_mul(percent))
     }
 
-    fn scarce(&self) -> Option<String> {
+    /// Why there is too little room, if it `was` scarce before, or was not.
+    fn scarce(&self, was: bool) -> Option<String> {
         if let Some(alarm) = &self.alarm {
             return Some(format!("etcd raised an alarm for want of room: {}", alarm.trim()));
         }
         let quota = self.quota? >> 20;
-        if self.exceeds(HIGH_WATER_PERCENT) {
+        let percent = if was { LOW_WATER_PERCENT } else { HIGH_WATER_PERCENT };
+        if self.exceeds(percent) {
             return Some(format!(
-                "etcd uses {} of the {quota} MiB of its quota, and above {HIGH_WATER_PERCENT} % no new claim \
-                 is made, so that the claims under way can complete",
+                "etcd uses {} of the {quota} MiB of its quota, and from {HIGH_WATER_PERCENT} % on no new claim \
+                 is made until it is below {LOW_WATER_PERCENT} %, so that the claims under way can complete",
                 self.in_use >> 20,
             ));
         }
@@ -192,13 +197,15 @@ mod tests {
     fn room_is_scarce_from_nine_tenths_on_or_by_alarm() {
         const GIB: u64 = 1 << 30;
         let size = |in_use, quota| Size { file: in_use, in_use, quota, alarm: None };
-        assert_eq!(size(90 * GIB - 1, Some(100 * GIB)).scarce(), None);
-        assert!(size(90 * GIB, Some(100 * GIB)).scarce().is_some());
-        assert!(size(u64::MAX, Some(u64::MAX)).scarce().is_some());
-        assert_eq!(size(u64::MAX, None).scarce(), None);
+        assert_eq!(size(90 * GIB - 1, Some(100 * GIB)).scarce(false), None);
+        assert!(size(90 * GIB, Some(100 * GIB)).scarce(false).is_some());
+        assert!(size(85 * GIB, Some(100 * GIB)).scarce(true).is_some());
+        assert_eq!(size(85 * GIB - 1, Some(100 * GIB)).scarce(true), None);
+        assert!(size(u64::MAX, Some(u64::MAX)).scarce(false).is_some());
+        assert_eq!(size(u64::MAX, None).scarce(false), None);
         let alarm = Some("memberID:1 alarm:NOSPACE ".to_owned());
-        assert!(Size { alarm, ..size(0, Some(GIB)) }.scarce().unwrap().contains("NOSPACE"));
-        let file = |file| Size { file, ..size(0, Some(GIB)) }.scarce();
+        assert!(Size { alarm, ..size(0, Some(GIB)) }.scarce(false).unwrap().contains("NOSPACE"));
+        let file = |file| Size { file, ..size(0, Some(GIB)) }.scarce(false);
         assert_eq!(file(GIB - FILE_RESERVE_BYTES - 1), None);
         assert!(file(GIB - FILE_RESERVE_BYTES).unwrap().contains("defragment"));
     }
