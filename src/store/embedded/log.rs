@@ -141,7 +141,6 @@ type Entry<'a> = (&'a [u8], Option<&'a [u8]>);
 #[derive(Default)]
 struct Frames {
     generation: u64,
-    salt: u64,
     frames: Vec<Frame>,
 }
 
@@ -156,47 +155,43 @@ struct Frame {
 /// The frames of a half, up to the first that is none of its generation.
 fn frames(mut bytes: &[u8]) -> io::Result<Frames> {
     let mut found = Frames::default();
-    while let Some((frame, rest)) = frame(bytes)? {
-        if found.frames.is_empty() {
-            (found.generation, found.salt) = (frame.generation, frame.salt);
-        } else if (found.generation, found.salt) != (frame.generation, frame.salt) {
-            break;
-        }
+    let mut first = None;
+    while let Some((frame, rest)) = frame(bytes, first)? {
+        first = Some((frame.generation, frame.salt));
+        found.generation = frame.generation;
         found.frames.push(frame);
         bytes = rest;
     }
     Ok(found)
 }
 
-/// The first frame, if it is whole, and what follows it.
-fn frame(bytes: &[u8]) -> io::Result<Option<(Frame, &[u8])>> {
+/// The first frame, if it is whole and of this generation and salt, and what follows it.
+fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> io::Result<Option<(Frame, &[u8])>> {
     let Some((sum, summed)) = bytes.split_first_chunk::<SUM>() else { return Ok(None) };
     let Some((length, rest)) = summed.split_first_chunk::<4>() else { return Ok(None) };
     let Some((body, rest)) = rest.split_at_checked(u32::from_be_bytes(*length) as usize) else {
         return Ok(None);
     };
-    if body.is_empty() || crc32fast::hash(&summed[..4 + body.len()]) != u32::from_be_bytes(*sum) {
-        return Ok(None);
-    }
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "a frame of the log makes no sense");
-    let (head, mut body) = body.split_at_checked(HEAD - 8).ok_or_else(broken)?;
+    let Some((head, mut body)) = body.split_at_checked(HEAD - 8) else { return Ok(None) };
     let number = |index: usize| {
         head.as_chunks::<8>().0.get(index).map(|bytes| u64::from_be_bytes(*bytes)).unwrap_or_default()
     };
+    let (generation, salt) = (number(0), number(1));
+    // Before any sense is looked for: what is not of this generation may be what a caller made up.
+    if wanted.is_some_and(|wanted| wanted != (generation, salt))
+        || crc32fast::hash(&summed[..4 + head.len() + body.len()]) != u32::from_be_bytes(*sum)
+    {
+        return Ok(None);
+    }
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "a frame of the log makes no sense");
     let mut rows = RowMap::new();
     while !body.is_empty() {
         let ((row, value), left) = entry(body).ok_or_else(broken)?;
         rows.insert(row.to_vec(), value.map(|value| value.to_vec().into()));
         body = left;
     }
-    let frame = Frame {
-        generation: number(0),
-        salt: number(1),
-        before: Revision(number(2)),
-        counters: Counters { revision: Revision(number(3)), running_ms: number(4) },
-        rows,
-    };
-    Ok(Some((frame, rest)))
+    let counters = Counters { revision: Revision(number(3)), running_ms: number(4) };
+    Ok(Some((Frame { generation, salt, before: Revision(number(2)), counters, rows }, rest)))
 }
 
 /// The first row in the rest of a frame, and what follows it.

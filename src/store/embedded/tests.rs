@@ -1,16 +1,18 @@
 //! What cannot be seen or brought about from outside.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use redb::backends::InMemoryBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableTableMetadata};
 
 use super::layout::{COUNTERS_ROW, Counters, FORMAT_ROW, Row, TABLE, record_row};
+use super::log::Log;
 use super::space::{RESERVE_BYTES, boundless};
 use super::*;
 use crate::clock::Moment;
@@ -308,4 +310,30 @@ async fn locks_and_alarms_are_forgotten_with_what_they_were_for() {
     assert_eq!((store.shared.data.times.locks(), store.shared.alarms.count()), (1, 2));
     drop(watch);
     assert_eq!(store.shared.alarms.count(), 0);
+}
+
+#[test]
+fn what_an_earlier_generation_left_in_the_log_is_never_taken_for_a_frame() {
+    for (length, shift) in [1, 41].into_iter().flat_map(|length| (0..8 + length).map(move |it| (length, it)))
+    {
+        // What a caller may have stored: its sum is right, and there is no sense in it.
+        let summed = [&u32::try_from(length).unwrap().to_be_bytes(), &vec![0; length][..]].concat();
+        let made_up = [&crc32fast::hash(&summed).to_be_bytes(), &summed[..]].concat();
+        let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        let half = |file: &File| Box::new(FileBackend::new(file.try_clone().unwrap()).unwrap()) as Half;
+        let open = |counters| Log::open(files.each_ref().map(half), counters).unwrap();
+        let commit = |log: &mut Log, before: Counters, value: &[u8]| {
+            let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
+            log.begin();
+            log.put(b"row", Some(value));
+            log.commit(before, after).unwrap();
+            after
+        };
+        let mut log = open(Counters::NEW).0;
+        let in_tree = commit(&mut log, Counters::NEW, &made_up.repeat(100));
+        log.change_half();
+        log.change_half();
+        let newest = commit(&mut log, in_tree, &vec![0; shift]);
+        assert_eq!(open(in_tree).1.counters, newest, "{length}, {shift}");
+    }
 }

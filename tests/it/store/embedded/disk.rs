@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use onced::clock::Clock;
 use onced::store::embedded::{EmbeddedStore, OpenError};
@@ -26,12 +27,15 @@ pub struct File {
     /// How many writes and syncs still succeed.
     left: Arc<AtomicI64>,
     syncs: Arc<AtomicU64>,
+    /// How long a sync takes.
+    pause: Duration,
     /// What stood where something was written since the last sync.
     unsynced: Arc<Mutex<Overwritten>>,
 }
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
+const TREE_SYNC: Duration = Duration::from_millis(1);
 
 impl Disk {
     pub fn in_memory() -> Self {
@@ -40,13 +44,15 @@ impl Disk {
 
     pub fn on<B: StorageBackend>(tree: B, log: [B; 2]) -> Self {
         let (left, syncs) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
-        let file = |bytes: B| File {
+        let file = |bytes: B, pause| File {
             bytes: Arc::new(bytes),
             left: Arc::clone(&left),
             syncs: Arc::clone(&syncs),
+            pause,
             unsynced: Arc::default(),
         };
-        Self { tree: file(tree), log: log.map(file) }
+        // So that both halves of the log hold something while the tree is written.
+        Self { tree: file(tree, TREE_SYNC), log: log.map(|half| file(half, Duration::ZERO)) }
     }
 
     /// The store on it.
@@ -131,6 +137,7 @@ impl StorageBackend for File {
     fn sync_data(&self) -> io::Result<()> {
         self.spend()?;
         self.syncs.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(self.pause);
         self.bytes.sync_data()?;
         self.unsynced().clear();
         Ok(())

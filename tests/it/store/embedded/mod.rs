@@ -2,6 +2,7 @@
 
 mod disk;
 mod failing;
+mod killed;
 mod opening;
 mod power;
 mod retention;

@@ -1,4 +1,5 @@
-//! The power is cut: of what was not synced, any sectors may be on the disk.
+//! The power is cut: of what was not synced, any sectors may be on the disk. `ONCED_TEST_IMAGES` says on how many
+//! disks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use super::ManualClock;
 use super::disk::Disk;
 use crate::store::fixture::{claim, completed, key};
 
-const IMAGES: u64 = 30;
+const IMAGES: u64 = 20;
 /// How often the power of one disk is cut.
 const CUTS: usize = 3;
 const KEYS: usize = 12;
 /// The most writes and syncs of the disk before its power is cut.
 const STEPS_MAX: i64 = 150;
+/// The same while a store is being opened, and recovers.
+const OPENING_STEPS_MAX: i64 = 20;
 
 /// What a key holds.
 type Held = Option<(Record, Revision)>;
@@ -50,16 +53,30 @@ async fn write_until_it_fails(
     }
 }
 
+/// The disk after its power was cut, perhaps more than once: sometimes while the store is opened again.
+fn cut(disk: &Disk, clock: &ManualClock, random: &mut fastrand::Rng) -> Disk {
+    let mut cut = disk.cut(random);
+    while random.bool() {
+        cut.fail_after(random.i64(0..OPENING_STEPS_MAX));
+        drop(cut.open(clock.clock()));
+        cut = cut.cut(random);
+    }
+    cut
+}
+
 #[tokio::test]
 async fn what_was_answered_survives_a_power_cut_at_any_moment() {
+    let images =
+        std::env::var("ONCED_TEST_IMAGES").map_or(IMAGES, |images| images.parse().expect("a number"));
     let (mut landed, mut lost) = (0, 0);
-    for seed in 0..IMAGES {
+    for seed in 0..images {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut disk, clock, mut known) = (Disk::in_memory(), ManualClock::default(), Default::default());
         for _ in 0..CUTS {
             let (under_way, next) = write_until_it_fails(&disk, &clock, &mut known, &mut random).await;
-            disk = disk.cut(&mut random);
-            let store = disk.open(clock.clock()).unwrap();
+            disk = cut(&disk, &clock, &mut random);
+            // A copy: the next writes come right after a recovery, not after a proper end.
+            let store = disk.copy().open(clock.clock()).unwrap();
             for (index, known) in known.iter_mut().enumerate() {
                 let found = store.load(&key(&format!("k{index}"))).await.unwrap();
                 let found = found.map(|found| (Arc::unwrap_or_clone(found.record), found.revision));
