@@ -181,6 +181,19 @@ impl RoomTask {
             // One thing at a time, and none before the others: a flood of callers must not keep the answer of
             // the store, which they all wait for, from being heard.
             if let Some(message) = self.next().await {
+                if matches!(message, Message::Event(Event::Loaded(_) | Event::Swapped(_))) {
+                    self.hear_who_came();
+                }
+                self.hear(message);
+            }
+        }
+    }
+
+    /// Hears those who came while a trip was under way, before what it brought: so they all share the next one.
+    /// Only those who are there by now, so that its answer does not wait for a flood.
+    fn hear_who_came(&mut self) {
+        for _ in 0..self.messages.len() {
+            if let Ok(message) = self.messages.try_recv() {
                 self.hear(message);
             }
         }

@@ -20,7 +20,7 @@ fn nth(id: u32) -> Begin {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_duplicates_at_once_make_one_claim_and_few_trips() {
+async fn a_thousand_duplicates_at_once_make_one_claim_and_a_handful_of_trips() {
     let world = World::new();
     // The first trip is under way until all of them are there, however long a busy machine takes for that.
     let (first, arrived) = (Gate::new(), Arc::new(Semaphore::new(0)));
@@ -64,9 +64,7 @@ async fn a_thousand_duplicates_at_once_make_one_claim_and_few_trips() {
     assert_eq!(claims, 1);
     let trips = world.one.store.trips();
     println!("1,000 duplicates: {trips} trips to the store");
-    // Seven, or some twenty on a busy machine: a room hears of them one by one, and until its watch is on, those
-    // it has heard of during a trip share the next one.
-    assert!(trips <= 50, "{trips} trips");
+    assert!(trips <= 12, "{trips} trips");
 }
 
 const NEVER: Duration = Duration::from_secs(3_600);
