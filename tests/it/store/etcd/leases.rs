@@ -43,7 +43,7 @@ async fn many_claims_at_once_share_one_lease_and_their_retention_another() {
 }
 
 #[tokio::test]
-async fn a_retention_lease_carries_a_thousand_records_at_most() {
+async fn a_retention_lease_carries_five_hundred_records_at_most() {
     let config = EtcdProcess::shared().config();
     let store = open(&config).await;
     create_all(&store, &keys(1_100), &long_claim()).await;
@@ -54,7 +54,7 @@ async fn a_retention_lease_carries_a_thousand_records_at_most() {
         *uses.entry(kv.lease()).or_default() += 1;
     }
     assert_eq!(uses.values().sum::<usize>(), 1_100);
-    assert!(uses.len() >= 2 && uses.values().all(|&uses| uses <= 1_000), "{uses:?}");
+    assert!(uses.len() >= 3 && uses.values().all(|&uses| uses <= 500), "{uses:?}");
 }
 
 #[tokio::test]
