@@ -27,20 +27,10 @@ async fn own(flags: &[&str]) -> (EtcdProcess, EtcdConfig, Arc<dyn RecordStore>) 
 
 /// How many requests of the kv service etcd was sent while `work` ran.
 async fn requests<T>(etcd: &EtcdProcess, work: impl Future<Output = T>) -> (u64, T) {
-    let before = kv_requests(etcd).await;
+    const KV: &str = r#"grpc_service="etcdserverpb.KV""#;
+    let before = etcd.requests(KV).await;
     let result = work.await;
-    (kv_requests(etcd).await - before, result)
-}
-
-async fn kv_requests(etcd: &EtcdProcess) -> u64 {
-    let metrics = etcd.metrics().await;
-    let is_kv = |line: &&str| {
-        line.starts_with("grpc_server_started_total{") && line.contains(r#"grpc_service="etcdserverpb.KV""#)
-    };
-    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
-    let counts: Vec<u64> = metrics.lines().filter(is_kv).filter_map(value).collect();
-    assert!(!counts.is_empty(), "etcd counts no requests:\n{metrics}");
-    counts.iter().sum()
+    (etcd.requests(KV).await - before, result)
 }
 
 /// Swaps many keys at once, each expected to be absent.
