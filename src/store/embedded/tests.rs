@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,6 +118,106 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
         assert!(text.contains("a newer onced wrote it, in format 2"), "{text}");
         assert!(text.contains(directory.path().to_str().unwrap()), "{text}");
     }
+}
+
+/// A file whose disk fails once told to.
+#[derive(Clone, Debug, Default)]
+struct Failing(Arc<InMemoryBackend>, Arc<AtomicBool>);
+
+impl Failing {
+    fn fail(&self) {
+        self.1.store(true, Ordering::SeqCst);
+    }
+
+    fn checked<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        if self.1.load(Ordering::SeqCst) { Err(io::Error::other("a broken sector")) } else { done }
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.checked(self.0.read(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.checked(self.0.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.checked(self.0.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.checked(StorageBackend::write(&*self.0, offset, data))
+    }
+}
+
+/// A commit of one row to the log, which begins after `before`.
+fn commit(log: &mut Log, before: Counters, value: &[u8]) -> Counters {
+    let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
+    log.begin();
+    log.put(b"row", Some(value));
+    log.commit(before, after).unwrap();
+    after
+}
+
+#[test]
+fn a_disk_that_fails_as_the_store_is_opened_is_told_from_damage_and_the_file_is_named() {
+    let [tree, even, odd] = [(); 3].map(|()| Failing::default());
+    let halves = || [&even, &odd].map(|half| Box::new(half.clone()) as Half);
+    let directory = Path::new("data");
+    let database = open::on_backend(tree.clone()).unwrap();
+    let counters = open::counters(&database, directory).unwrap();
+    commit(&mut Log::open(halves(), counters, directory).unwrap().0, counters, b"value");
+    let refusal = || open::log(&database, halves(), counters, directory).err().unwrap();
+    let failed = |file: &str| match refusal() {
+        OpenError::Io(path, cause) => {
+            assert_eq!((path, cause.to_string().as_str()), (directory.join(file), "a broken sector"));
+        }
+        other => panic!("{other:?}"),
+    };
+    // What the log holds is read well, and cannot be moved to the tree.
+    tree.fail();
+    failed("onced.redb");
+    odd.fail();
+    failed("onced.log.1");
+    even.fail();
+    failed("onced.log.0");
+}
+
+#[test]
+fn a_log_that_makes_no_sense_is_damaged_and_named() {
+    let halves = [(); 2].map(|()| Failing::default());
+    let open = |counters| {
+        let halves = halves.each_ref().map(|half| Box::new(half.clone()) as Half);
+        Log::open(halves, counters, Path::new("data"))
+    };
+    let damage = |counters| match open(counters).err().unwrap() {
+        OpenError::Damaged(path, why) => (path, why),
+        other => panic!("{other:?}"),
+    };
+    let mut log = open(Counters::NEW).unwrap().0;
+    let first = commit(&mut log, Counters::NEW, b"value");
+    log.change_half();
+    // A commit that no frame leads to.
+    let later = Counters { revision: Revision(first.revision.0 + 5), ..first };
+    commit(&mut log, later, b"value");
+    let (path, why) = damage(Counters::NEW);
+    assert_eq!((path.as_path(), why.as_str()), (Path::new("data"), "a part of the log is missing"));
+    // A frame with a right sum, whose rows are a single byte.
+    let summed = [&41_u32.to_be_bytes(), &[0; 41][..]].concat();
+    let senseless = [&crc32fast::hash(&summed).to_be_bytes(), &summed[..]].concat();
+    halves[0].set_len(senseless.len() as u64).unwrap();
+    StorageBackend::write(&halves[0], 0, &senseless).unwrap();
+    let (path, why) = damage(Counters::NEW);
+    assert_eq!(
+        (path, why.as_str()),
+        (Path::new("data/onced.log.0").into(), "a frame of the log makes no sense")
+    );
 }
 
 #[tokio::test]
@@ -321,14 +421,7 @@ fn what_an_earlier_generation_left_in_the_log_is_never_taken_for_a_frame() {
         let made_up = [&crc32fast::hash(&summed).to_be_bytes(), &summed[..]].concat();
         let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
         let half = |file: &File| Box::new(FileBackend::new(file.try_clone().unwrap()).unwrap()) as Half;
-        let open = |counters| Log::open(files.each_ref().map(half), counters).unwrap();
-        let commit = |log: &mut Log, before: Counters, value: &[u8]| {
-            let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
-            log.begin();
-            log.put(b"row", Some(value));
-            log.commit(before, after).unwrap();
-            after
-        };
+        let open = |counters| Log::open(files.each_ref().map(half), counters, Path::new("log")).unwrap();
         let mut log = open(Counters::NEW).0;
         let in_tree = commit(&mut log, Counters::NEW, &made_up.repeat(100));
         log.change_half();
