@@ -31,12 +31,7 @@ pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), Op
         let path = path.to_owned();
         move |error| OpenError::Io(path, error)
     };
-    let new_directory = !directory.exists();
-    if !new_directory && !directory.is_dir() {
-        let error = io::Error::new(io::ErrorKind::NotADirectory, "it is no directory");
-        return Err(OpenError::Io(directory.to_owned(), error));
-    }
-    create_private(directory).map_err(failed(directory))?;
+    make_directory(directory, sync)?;
     let path = directory.join(FILE);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -54,11 +49,6 @@ pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), Op
     let database = builder().create_file(file).map_err(|error| refused(directory, &path, error))?;
     // What is new survives a power cut only once the directory that names it is synced.
     sync(directory).map_err(failed(directory))?;
-    if new_directory {
-        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        sync(parent).map_err(failed(parent))?;
-    }
     Ok((database, halves))
 }
 
@@ -145,13 +135,43 @@ fn refused(directory: &Path, path: &Path, error: impl Into<redb::Error>) -> Open
     }
 }
 
-/// Creates a directory that only its owner may look into: records hold what callers stored.
-fn create_private(directory: &Path) -> io::Result<()> {
+/// Makes a directory that only its owner may look into, as records hold what callers stored, and those above it
+/// that are missing. `sync` is to make durable what a directory names.
+pub(super) fn make_directory(
+    directory: &Path,
+    sync: impl Fn(&Path) -> io::Result<()>,
+) -> Result<(), OpenError> {
+    use io::ErrorKind::{InvalidInput, NotADirectory, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    if directory.exists() && !directory.is_dir() {
+        let error = io::Error::new(NotADirectory, "it is no directory");
+        return Err(OpenError::Io(directory.to_owned(), error));
+    }
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+    builder.create(directory).map_err(|error| OpenError::Io(directory.to_owned(), error))?;
+    if directory.join(FILE).exists() {
+        return Ok(());
+    }
+    // Not only those made just now: an earlier start may have made others, and been killed before this.
+    for above in directory.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match sync(above) {
+            Ok(()) => {}
+            // Nothing can be made in it, or not by us, so it was there before, and so was what lies above it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported
+                ) =>
+            {
+                break;
+            }
+            Err(error) => return Err(OpenError::Io(above.to_owned(), error)),
+        }
+    }
+    Ok(())
 }
 
 fn sync(directory: &Path) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! What cannot be seen or brought about from outside.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -118,6 +119,41 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
         assert!(text.contains("a newer onced wrote it, in format 2"), "{text}");
         assert!(text.contains(directory.path().to_str().unwrap()), "{text}");
     }
+}
+
+#[test]
+fn a_new_store_syncs_every_directory_that_may_name_a_new_one() {
+    let root = tempfile::TempDir::new().unwrap();
+    let [top, middle, directory] = ["a", "a/b", "a/b/c"].map(|it| root.path().join(it));
+    let synced = RefCell::new(Vec::new());
+    let sync = |above: &Path| {
+        assert!(directory.is_dir(), "it was not there yet");
+        synced.borrow_mut().push(above.to_owned());
+        Ok(())
+    };
+    // Whoever made them the first time may have been killed before he synced them.
+    for _ in 0..2 {
+        open::make_directory(&directory, sync).unwrap();
+        assert_eq!(synced.take()[..3], [middle.as_path(), &top, root.path()]);
+    }
+    File::create(directory.join("onced.redb")).unwrap();
+    open::make_directory(&directory, sync).unwrap();
+    assert_eq!(synced.take(), [] as [PathBuf; 0]);
+    open::make_directory(Path::new("src"), sync).unwrap();
+    assert_eq!(synced.take(), [Path::new(".")]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_synced_ends_the_opening_unless_it_cannot_be_a_new_one() {
+    let root = tempfile::TempDir::new().unwrap();
+    let directory = root.path().join("a/b");
+    let fail =
+        |kind| move |above: &Path| if above.ends_with("a") { Ok(()) } else { Err(io::Error::from(kind)) };
+    match open::make_directory(&directory, fail(io::ErrorKind::Other)) {
+        Err(OpenError::Io(path, _)) => assert_eq!(path, root.path()),
+        other => panic!("{other:?}"),
+    }
+    open::make_directory(&directory, fail(io::ErrorKind::PermissionDenied)).unwrap();
 }
 
 /// A file whose disk fails once told to.
