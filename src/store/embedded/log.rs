@@ -18,9 +18,11 @@
 //! up to look like a frame.
 
 use std::io;
+use std::path::Path;
 
 use redb::StorageBackend;
 
+use super::OpenError;
 use super::layout::Counters;
 use super::recent::RowMap;
 use crate::store::Revision;
@@ -30,6 +32,9 @@ const HEAD: usize = 48;
 const REMOVED: u32 = u32::MAX;
 /// A file grows in steps of this many bytes.
 const GROWTH: u64 = 1 << 20;
+
+/// The names of the halves.
+pub(super) const FILES: [&str; 2] = ["onced.log.0", "onced.log.1"];
 
 /// Storage for one half.
 pub(super) type Half = Box<dyn StorageBackend>;
@@ -53,13 +58,16 @@ pub(super) struct Found {
 
 impl Log {
     /// Reads what was committed after `counters`, and goes on in a generation of its own once that has been
-    /// made safe.
-    pub(super) fn open(halves: [Half; 2], counters: Counters) -> io::Result<(Self, Found)> {
+    /// made safe. `directory` is for errors alone.
+    pub(super) fn open(
+        halves: [Half; 2],
+        counters: Counters,
+        directory: &Path,
+    ) -> Result<(Self, Found), OpenError> {
         let mut generations = Vec::new();
-        for half in &halves {
-            let mut bytes = vec![0; usize::try_from(half.len()?).map_err(io::Error::other)?];
-            half.read(0, &mut bytes)?;
-            generations.push(frames(&bytes)?);
+        for (half, name) in halves.iter().zip(FILES) {
+            let bytes = read(half).map_err(|error| OpenError::Io(directory.join(name), error))?;
+            generations.push(frames(&bytes).map_err(|why| OpenError::Damaged(directory.join(name), why))?);
         }
         generations.sort_by_key(|frames| frames.generation);
         let mut found = Found { counters, rows: RowMap::new() };
@@ -70,7 +78,8 @@ impl Log {
                 continue;
             }
             if frame.before != found.counters.revision {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a part of the log is missing"));
+                let why = "a part of the log is missing".to_owned();
+                return Err(OpenError::Damaged(directory.to_owned(), why));
             }
             found.counters.revision = frame.counters.revision;
             found.rows.extend(frame.rows);
@@ -152,8 +161,14 @@ struct Frame {
     rows: RowMap,
 }
 
+fn read(half: &Half) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(half.len()?).map_err(io::Error::other)?];
+    half.read(0, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// The frames of a half, up to the first that is none of its generation.
-fn frames(mut bytes: &[u8]) -> io::Result<Frames> {
+fn frames(mut bytes: &[u8]) -> Result<Frames, String> {
     let mut found = Frames::default();
     let mut first = None;
     while let Some((frame, rest)) = frame(bytes, first)? {
@@ -166,7 +181,7 @@ fn frames(mut bytes: &[u8]) -> io::Result<Frames> {
 }
 
 /// The first frame, if it is whole and of this generation and salt, and what follows it.
-fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> io::Result<Option<(Frame, &[u8])>> {
+fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> Result<Option<(Frame, &[u8])>, String> {
     let Some((sum, summed)) = bytes.split_first_chunk::<SUM>() else { return Ok(None) };
     let Some((length, rest)) = summed.split_first_chunk::<4>() else { return Ok(None) };
     let Some((body, rest)) = rest.split_at_checked(u32::from_be_bytes(*length) as usize) else {
@@ -183,7 +198,7 @@ fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> io::Result<Option<(Frame, 
     {
         return Ok(None);
     }
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "a frame of the log makes no sense");
+    let broken = || "a frame of the log makes no sense".to_owned();
     let mut rows = RowMap::new();
     while !body.is_empty() {
         let ((row, value), left) = entry(body).ok_or_else(broken)?;

@@ -74,10 +74,10 @@ pub enum OpenError {
     /// Its format is newer than what this program knows.
     #[error("the store in {0} was refused: {1}")]
     Format(PathBuf, String),
-    /// The file or its directory cannot be created, read or written.
+    /// A file or its directory cannot be created, read or written.
     #[error("{0} cannot be opened: {1}")]
     Io(PathBuf, #[source] io::Error),
-    /// The file is no store, or is damaged.
+    /// What is in a file is no store, or is damaged.
     #[error("{0} cannot be read as a store: {1}")]
     Damaged(PathBuf, String),
     /// The threads of the store cannot be started.

@@ -11,17 +11,15 @@ use std::io;
 use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, StorageError, TableError};
+use redb::{Builder, Database, ReadableDatabase, StorageBackend, TableError};
 
 use super::layout::{COUNTERS_ROW, Counters, FORMAT_ROW, TABLE};
-use super::log::{Half, Log};
+use super::log::{self, Half, Log};
 use super::{OpenError, mover};
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
 /// The data file in its directory.
 const FILE: &str = "onced.redb";
-/// The halves of the log.
-const LOG_FILES: [&str; 2] = ["onced.log.0", "onced.log.1"];
 /// What stands for the directory where there is none.
 pub(super) const BACKEND: &str = "memory";
 /// How much of the file is kept in memory.
@@ -33,12 +31,7 @@ pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), Op
         let path = path.to_owned();
         move |error| OpenError::Io(path, error)
     };
-    let new_directory = !directory.exists();
-    if !new_directory && !directory.is_dir() {
-        let error = io::Error::new(io::ErrorKind::NotADirectory, "it is no directory");
-        return Err(OpenError::Io(directory.to_owned(), error));
-    }
-    create_private(directory).map_err(failed(directory))?;
+    make_directory(directory, sync)?;
     let path = directory.join(FILE);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -47,7 +40,7 @@ pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), Op
     let open = |path: &Path| options.open(path).map_err(failed(path));
     let file = open(&path)?;
     let mut halves = Vec::new();
-    for name in LOG_FILES {
+    for name in log::FILES {
         let path = directory.join(name);
         let half = FileBackend::new(open(&path)?).map_err(|error| refused(directory, &path, error))?;
         halves.push(Box::new(half) as Half);
@@ -56,11 +49,6 @@ pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), Op
     let database = builder().create_file(file).map_err(|error| refused(directory, &path, error))?;
     // What is new survives a power cut only once the directory that names it is synced.
     sync(directory).map_err(failed(directory))?;
-    if new_directory {
-        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        sync(parent).map_err(failed(parent))?;
-    }
     Ok((database, halves))
 }
 
@@ -72,8 +60,9 @@ pub(super) fn on_backend(backend: impl StorageBackend) -> Result<Database, OpenE
 
 /// The counters of a store. A new store gets its first ones; one of a newer format is refused.
 pub(super) fn counters(database: &Database, directory: &Path) -> Result<Counters, OpenError> {
+    let path = directory.join(FILE);
     let damaged = |what: &str| damaged(directory, what);
-    let unreadable = |error: redb::Error| damaged(&error.to_string());
+    let unreadable = |error: redb::Error| refused(directory, &path, error);
     let snapshot = database.begin_read().map_err(|error| unreadable(error.into()))?;
     let table = match snapshot.open_table(TABLE) {
         Ok(table) => table,
@@ -100,10 +89,10 @@ pub(super) fn log(
     counters: Counters,
     directory: &Path,
 ) -> Result<(Log, Counters), OpenError> {
-    let unreadable = |error: &dyn std::fmt::Display| damaged(directory, &error.to_string());
-    let (log, found) = Log::open(halves, counters).map_err(|error| unreadable(&error))?;
+    let (log, found) = Log::open(halves, counters, directory)?;
     if found.counters != counters {
-        mover::write(database, found.counters, &[], &found.rows).map_err(|error| unreadable(&error))?;
+        mover::write(database, found.counters, &[], &found.rows)
+            .map_err(|error| refused(directory, &directory.join(FILE), error))?;
     }
     Ok((log, found.counters))
 }
@@ -133,21 +122,56 @@ fn builder() -> Builder {
     builder
 }
 
-fn refused(directory: &Path, path: &Path, error: DatabaseError) -> OpenError {
-    match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(directory.to_owned()),
-        DatabaseError::Storage(StorageError::Io(error)) => OpenError::Io(path.to_owned(), error),
+/// Why a file cannot be opened, by an error of redb.
+fn refused(directory: &Path, path: &Path, error: impl Into<redb::Error>) -> OpenError {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => OpenError::InUse(directory.to_owned()),
+        // What is no store, or was cut short, is called so, too.
+        redb::Error::Io(error) if !matches!(error.kind(), InvalidData | UnexpectedEof) => {
+            OpenError::Io(path.to_owned(), error)
+        }
         error => OpenError::Damaged(path.to_owned(), error.to_string()),
     }
 }
 
-/// Creates a directory that only its owner may look into: records hold what callers stored.
-fn create_private(directory: &Path) -> io::Result<()> {
+/// Makes a directory that only its owner may look into, as records hold what callers stored, and those above it
+/// that are missing. `sync` is to make durable what a directory names.
+pub(super) fn make_directory(
+    directory: &Path,
+    sync: impl Fn(&Path) -> io::Result<()>,
+) -> Result<(), OpenError> {
+    use io::ErrorKind::{InvalidInput, NotADirectory, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    if directory.exists() && !directory.is_dir() {
+        let error = io::Error::new(NotADirectory, "it is no directory");
+        return Err(OpenError::Io(directory.to_owned(), error));
+    }
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+    builder.create(directory).map_err(|error| OpenError::Io(directory.to_owned(), error))?;
+    if directory.join(FILE).exists() {
+        return Ok(());
+    }
+    // Not only those made just now: an earlier start may have made others, and been killed before this.
+    for above in directory.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match sync(above) {
+            Ok(()) => {}
+            // Nothing can be made in it, or not by us, so it was there before, and so was what lies above it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported
+                ) =>
+            {
+                break;
+            }
+            Err(error) => return Err(OpenError::Io(above.to_owned(), error)),
+        }
+    }
+    Ok(())
 }
 
 fn sync(directory: &Path) -> io::Result<()> {

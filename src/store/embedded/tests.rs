@@ -1,10 +1,12 @@
 //! What cannot be seen or brought about from outside.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,6 +120,141 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
         assert!(text.contains("a newer onced wrote it, in format 2"), "{text}");
         assert!(text.contains(directory.path().to_str().unwrap()), "{text}");
     }
+}
+
+#[test]
+fn a_new_store_syncs_every_directory_that_may_name_a_new_one() {
+    let root = tempfile::TempDir::new().unwrap();
+    let [top, middle, directory] = ["a", "a/b", "a/b/c"].map(|it| root.path().join(it));
+    let synced = RefCell::new(Vec::new());
+    let sync = |above: &Path| {
+        assert!(directory.is_dir(), "it was not there yet");
+        synced.borrow_mut().push(above.to_owned());
+        Ok(())
+    };
+    // Whoever made them the first time may have been killed before he synced them.
+    for _ in 0..2 {
+        open::make_directory(&directory, sync).unwrap();
+        assert_eq!(synced.take()[..3], [middle.as_path(), &top, root.path()]);
+    }
+    File::create(directory.join("onced.redb")).unwrap();
+    open::make_directory(&directory, sync).unwrap();
+    assert_eq!(synced.take(), [] as [PathBuf; 0]);
+    open::make_directory(Path::new("src"), sync).unwrap();
+    assert_eq!(synced.take(), [Path::new(".")]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_synced_ends_the_opening_unless_it_cannot_be_a_new_one() {
+    let root = tempfile::TempDir::new().unwrap();
+    let directory = root.path().join("a/b");
+    let fail =
+        |kind| move |above: &Path| if above.ends_with("a") { Ok(()) } else { Err(io::Error::from(kind)) };
+    match open::make_directory(&directory, fail(io::ErrorKind::Other)) {
+        Err(OpenError::Io(path, _)) => assert_eq!(path, root.path()),
+        other => panic!("{other:?}"),
+    }
+    open::make_directory(&directory, fail(io::ErrorKind::PermissionDenied)).unwrap();
+}
+
+/// A file whose disk fails once told to.
+#[derive(Clone, Debug, Default)]
+struct Failing(Arc<InMemoryBackend>, Arc<AtomicBool>);
+
+impl Failing {
+    fn fail(&self) {
+        self.1.store(true, Ordering::SeqCst);
+    }
+
+    fn checked<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        if self.1.load(Ordering::SeqCst) { Err(io::Error::other("a broken sector")) } else { done }
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.checked(self.0.read(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.checked(self.0.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.checked(self.0.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.checked(StorageBackend::write(&*self.0, offset, data))
+    }
+}
+
+/// A commit of one row to the log, which begins after `before`.
+fn commit(log: &mut Log, before: Counters, value: &[u8]) -> Counters {
+    let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
+    log.begin();
+    log.put(b"row", Some(value));
+    log.commit(before, after).unwrap();
+    after
+}
+
+#[test]
+fn a_disk_that_fails_as_the_store_is_opened_is_told_from_damage_and_the_file_is_named() {
+    let [tree, even, odd] = [(); 3].map(|()| Failing::default());
+    let halves = || [&even, &odd].map(|half| Box::new(half.clone()) as Half);
+    let directory = Path::new("data");
+    let database = open::on_backend(tree.clone()).unwrap();
+    let counters = open::counters(&database, directory).unwrap();
+    commit(&mut Log::open(halves(), counters, directory).unwrap().0, counters, b"value");
+    let refusal = || open::log(&database, halves(), counters, directory).err().unwrap();
+    let failed = |file: &str| match refusal() {
+        OpenError::Io(path, cause) => {
+            assert_eq!((path, cause.to_string().as_str()), (directory.join(file), "a broken sector"));
+        }
+        other => panic!("{other:?}"),
+    };
+    // What the log holds is read well, and cannot be moved to the tree.
+    tree.fail();
+    failed("onced.redb");
+    odd.fail();
+    failed("onced.log.1");
+    even.fail();
+    failed("onced.log.0");
+}
+
+#[test]
+fn a_log_that_makes_no_sense_is_damaged_and_named() {
+    let halves = [(); 2].map(|()| Failing::default());
+    let open = |counters| {
+        let halves = halves.each_ref().map(|half| Box::new(half.clone()) as Half);
+        Log::open(halves, counters, Path::new("data"))
+    };
+    let damage = |counters| match open(counters).err().unwrap() {
+        OpenError::Damaged(path, why) => (path, why),
+        other => panic!("{other:?}"),
+    };
+    let mut log = open(Counters::NEW).unwrap().0;
+    let first = commit(&mut log, Counters::NEW, b"value");
+    log.change_half();
+    // A commit that no frame leads to.
+    let later = Counters { revision: Revision(first.revision.0 + 5), ..first };
+    commit(&mut log, later, b"value");
+    let (path, why) = damage(Counters::NEW);
+    assert_eq!((path.as_path(), why.as_str()), (Path::new("data"), "a part of the log is missing"));
+    // A frame with a right sum, whose rows are a single byte.
+    let summed = [&41_u32.to_be_bytes(), &[0; 41][..]].concat();
+    let senseless = [&crc32fast::hash(&summed).to_be_bytes(), &summed[..]].concat();
+    halves[0].set_len(senseless.len() as u64).unwrap();
+    StorageBackend::write(&halves[0], 0, &senseless).unwrap();
+    let (path, why) = damage(Counters::NEW);
+    assert_eq!(
+        (path, why.as_str()),
+        (Path::new("data/onced.log.0").into(), "a frame of the log makes no sense")
+    );
 }
 
 #[tokio::test]
@@ -251,6 +388,70 @@ async fn pages_show_what_was_written_lately_in_place_of_what_lies_in_the_tree() 
     }
 }
 
+/// More than a page looks at; in the tree, in memory, and in both.
+#[tokio::test]
+async fn pages_show_all_of_many_that_were_written_lately() {
+    const RECORDS: usize = 10_000;
+    let hand = Hand::default();
+    let store = start(database(), &hand, boundless());
+    let name = |index: usize| format!("k{index:05}");
+    let write = async |some: &mut dyn Iterator<Item = usize>, expected: &mut Vec<Expected>| {
+        let some: Vec<usize> = some.collect();
+        let record = claim();
+        let swaps = some.iter().map(|&index| {
+            let (store, record, expected) = (&store, &record, expected[index]);
+            async move { store.swap(&key(&name(index)), expected, Some(record)).await }
+        });
+        for (&index, swapped) in some.iter().zip(futures_util::future::join_all(swaps).await) {
+            match swapped {
+                Ok(Swapped::Done(revision)) => expected[index] = Expected::At(revision),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let mut expected = vec![Expected::Absent; RECORDS];
+    let before = rows(&store.shared.data);
+    write(&mut (0..RECORDS).step_by(3), &mut expected).await;
+    hand.pass(1_000);
+    until(&store, |data| rows(data) > before).await;
+    write(&mut (0..RECORDS).filter(|index| index % 2 == 0 || index % 3 != 0), &mut expected).await;
+    for limit in [1_000, 3 * RECORDS] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.scan(&Namespace::new("tests").unwrap(), after.as_ref(), limit).await.unwrap();
+            found.extend(page.records.into_iter().map(|(key, loaded)| (key, Expected::At(loaded.revision))));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let all = expected.iter().enumerate();
+        assert!(found == all.map(|(index, it)| (Key::new(&name(index)).unwrap(), *it)).collect::<Vec<_>>());
+    }
+}
+
+/// Writers wait for what is taken from it.
+#[test]
+fn a_page_takes_no_more_than_it_shows_of_what_was_written_lately() {
+    let recent = Recent::default();
+    let named = |name: &str, revision: u8| {
+        (name.as_bytes().to_vec(), (revision > 0).then(|| Bytes::from(vec![revision])))
+    };
+    recent.add([named("a", 1), named("c", 1), named("e", 1), named("g", 1)].into());
+    let moving = recent.start_moving();
+    recent.add([named("b", 2), named("c", 0), named("d", 2), named("f", 2)].into());
+    let all = [("a", 1), ("b", 2), ("c", 0), ("d", 2), ("e", 1), ("f", 2), ("g", 1)];
+    let all = all.map(|(name, revision)| named(name, revision));
+    let range = |max| recent.range((Bound::Excluded(b"0"), Bound::Unbounded), max);
+    for max in 0..=all.len() {
+        assert_eq!(range(max), all[..max]);
+    }
+    drop(moving);
+    recent.end_moving();
+    assert_eq!(range(100), [&all[1], &all[2], &all[3], &all[5]].map(Clone::clone));
+    assert_eq!(recent.range((Bound::Excluded(b"b"), Bound::Excluded(b"d")), 100), all[2..3]);
+}
+
 /// The clock moves with every round, so that something is being moved all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_being_moved_is_found() {
@@ -321,14 +522,7 @@ fn what_an_earlier_generation_left_in_the_log_is_never_taken_for_a_frame() {
         let made_up = [&crc32fast::hash(&summed).to_be_bytes(), &summed[..]].concat();
         let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
         let half = |file: &File| Box::new(FileBackend::new(file.try_clone().unwrap()).unwrap()) as Half;
-        let open = |counters| Log::open(files.each_ref().map(half), counters).unwrap();
-        let commit = |log: &mut Log, before: Counters, value: &[u8]| {
-            let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
-            log.begin();
-            log.put(b"row", Some(value));
-            log.commit(before, after).unwrap();
-            after
-        };
+        let open = |counters| Log::open(files.each_ref().map(half), counters, Path::new("log")).unwrap();
         let mut log = open(Counters::NEW).0;
         let in_tree = commit(&mut log, Counters::NEW, &made_up.repeat(100));
         log.change_half();

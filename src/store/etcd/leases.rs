@@ -3,8 +3,8 @@
 //!
 //! A lease of a length serves whatever needs less, as long as that much of it is left, counted from before
 //! its grant was sent: so nothing ever ends early. Lengths come from a coarse grid, so that few are in use.
-//! The next lease is granted while the last one still serves, and as long as a length is in use at all, so that
-//! callers seldom wait for a grant.
+//! The next lease is granted while the last one still serves, and as long as the next use can be expected, so that
+//! callers seldom wait for a grant, and a length that is not in use costs nothing.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,8 +24,8 @@ use crate::clock::{Clock, Moment};
 /// each, and revokes up to 16 leases that ended together one after the other: a caller waits for 32 ms then.
 const RECORDS_PER_LEASE: u32 = 500;
 
-/// How long after its last use a length still has a lease at hand.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+/// How long after its last use a length still has a lease at hand, at most.
+const KEPT_FOR_MAX: Duration = Duration::from_secs(60);
 
 /// A granted lease.
 #[derive(Debug)]
@@ -81,8 +81,19 @@ struct Line {
     granting: Option<Grant>,
     /// When one was last taken.
     taken: Option<Moment>,
+    /// The longest time that one was taken for, since this was last begun to be kept.
+    longest: Duration,
     /// Whether a task sees to it that one is ready.
     kept: bool,
+    /// For how long after the last use it does.
+    kept_for: Duration,
+}
+
+impl Line {
+    /// Half of the time in which a lease of this length is given out.
+    fn half_window(&self, length: Duration) -> Duration {
+        length.saturating_sub(self.longest) / 2
+    }
 }
 
 /// Leases for one purpose. Cheap to clone.
@@ -145,10 +156,12 @@ impl Leases {
         let mut lines = self.0.lines();
         let line = lines.entry(seconds).or_default();
         let now = self.0.clock.now();
-        line.taken = Some(now);
+        let idle = line.taken.replace(now).map(|taken| now.since(taken));
         if !std::mem::replace(&mut line.kept, true) {
+            line.longest = Duration::ZERO;
             tokio::spawn(keep(Arc::downgrade(&self.0), seconds));
         }
+        line.longest = line.longest.max(time);
         let uses_max = self.0.purpose.uses_max();
         if let Some(lease) = line.ready.clone()
             && let Some(window) = lease.window(time, now)
@@ -163,7 +176,25 @@ impl Leases {
             }
             return Ok(lease);
         }
+        line.kept_for = kept_for(line.kept_for, idle, Duration::from_secs(seconds));
         Err(self.granting(line, seconds))
+    }
+
+    /// Has the next lease of a length granted if there is none at hand that will serve for a while. Tells in what
+    /// time to look again; `None` if none was taken for so long that this is not worth while.
+    fn look_after(&self, seconds: u64) -> Option<Duration> {
+        let mut lines = self.0.lines();
+        let line = lines.entry(seconds).or_default();
+        let now = self.0.clock.now();
+        if line.taken.is_none_or(|taken| now.since(taken) > line.kept_for) {
+            line.kept = false;
+            return None;
+        }
+        let half_window = line.half_window(Duration::from_secs(seconds));
+        if line.ready.as_ref().is_none_or(|ready| now.since(ready.sent) >= half_window / 2) {
+            drop(self.granting(line, seconds));
+        }
+        Some(half_window)
     }
 
     /// The grant under way; begins one if there is none.
@@ -180,25 +211,21 @@ impl Leases {
     }
 }
 
-/// Sees to it that a lease of a length is ready, until none was taken for [`KEPT_FOR`].
+/// Sees to it that a lease of a length is ready, as long as that is worth while.
 async fn keep(leases: Weak<Inner>, seconds: u64) {
-    // Of the ninth, at least, of its length in which a lease is given out, the half.
-    let half_window = Duration::from_secs(seconds) / 18;
-    loop {
-        tokio::time::sleep(half_window).await;
-        let Some(inner) = leases.upgrade() else { return };
-        let leases = Leases(inner);
-        let now = leases.0.clock.now();
-        let mut lines = leases.0.lines();
-        let line = lines.entry(seconds).or_default();
-        if line.taken.is_none_or(|taken| now.since(taken) > KEPT_FOR) {
-            line.kept = false;
-            return;
-        }
-        if line.ready.as_ref().is_none_or(|ready| now.since(ready.sent) >= half_window) {
-            drop(leases.granting(line, seconds));
-        }
+    while let Some(again) = leases.upgrade().and_then(|inner| Leases(inner).look_after(seconds)) {
+        tokio::time::sleep(again).await;
     }
+}
+
+/// For how long after its last use a length is to have a lease at hand, when somebody found none: as long as one
+/// lease, and when callers come at longer intervals, twice as long as these, so that the next one need not wait.
+fn kept_for(last: Duration, idle: Option<Duration>, length: Duration) -> Duration {
+    let wanted = match idle {
+        Some(idle) if idle <= KEPT_FOR_MAX => last.max(2 * idle),
+        Some(_) | None => length,
+    };
+    wanted.min(KEPT_FOR_MAX)
 }
 
 impl Inner {
@@ -274,6 +301,20 @@ mod tests {
         let ttls = millis.step_by(100).map(|ttl| Duration::from_millis(ttl.try_into().unwrap()));
         let lengths: HashSet<_> = ttls.map(length_for).collect();
         assert!(lengths.len() <= 80, "{}", lengths.len());
+    }
+
+    #[test]
+    fn a_length_is_kept_for_as_long_as_its_callers_stay_away_within_a_minute() {
+        let seconds = Duration::from_secs;
+        let length = seconds(3);
+        let first = kept_for(Duration::ZERO, None, length);
+        assert_eq!(first, length);
+        let rhythm = kept_for(first, Some(seconds(10)), length);
+        assert_eq!(rhythm, seconds(20));
+        assert_eq!(kept_for(rhythm, Some(Duration::ZERO), length), rhythm, "others wait for the same grant");
+        assert_eq!(kept_for(rhythm, Some(seconds(59)), length), KEPT_FOR_MAX);
+        assert_eq!(kept_for(rhythm, Some(seconds(61)), length), length, "too seldom to be worth while");
+        assert_eq!(kept_for(Duration::ZERO, None, seconds(100_000)), KEPT_FOR_MAX);
     }
 
     #[test]

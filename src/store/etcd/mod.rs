@@ -57,7 +57,7 @@ pub use status::{QUOTA_DEFAULT_BYTES, SizeWatch};
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a write is tried with other leases, when the ones it had are gone.
 const LEASE_ATTEMPTS: usize = 3;
-/// How many records of a namespace are read at once: their sentinels are then asked for in one transaction.
+/// How many records of a namespace are read at once: etcd mostly takes their sentinels in one transaction.
 const SCAN_MAX: usize = TXN_MAX_OPS;
 
 /// Where and how to reach etcd.
@@ -188,19 +188,27 @@ impl EtcdStore {
         Ok(!held)
     }
 
-    /// Which of several lock leases had ended when etcd was at `revision`. At most [`TXN_MAX_OPS`] of them.
+    /// Which of several lock leases had ended when etcd was at `revision`.
     async fn over_at(&self, revision: i64, leases: HashSet<i64>) -> Result<HashSet<i64>, StoreError> {
-        if leases.is_empty() {
-            return Ok(leases);
-        }
         let get = |&lease: &i64| {
             let options = GetOptions::new().with_keys_only().with_revision(revision);
             TxnOp::get(self.keyspace.sentinel(lease), Some(options))
         };
-        let reads =
-            self.client.get_all(leases.iter().map(get).collect()).await.map_err(CallError::of_read)?;
-        let over = leases.iter().zip(&reads).filter(|(_, read)| read.kvs().is_empty());
-        let over: HashSet<i64> = over.map(|(&lease, _)| lease).collect();
+        let leases: Vec<i64> = leases.into_iter().collect();
+        let (mut over, mut asked, mut at_once) = (HashSet::new(), 0, TXN_MAX_OPS);
+        while asked < leases.len() {
+            let some = &leases[asked..leases.len().min(asked + at_once)];
+            let reads = match self.client.get_all(some.iter().map(get).collect()).await {
+                // An operator may have lowered the limit.
+                Err(CallError::Unfit(_)) if at_once > 1 => {
+                    at_once /= 2;
+                    continue;
+                }
+                reads => reads.map_err(CallError::of_read)?,
+            };
+            over.extend(some.iter().zip(&reads).filter(|(_, read)| read.kvs().is_empty()).map(|(it, _)| *it));
+            asked += some.len();
+        }
         over.iter().for_each(|&lease| self.lapses.gone(lease));
         Ok(over)
     }

@@ -220,6 +220,17 @@ impl EtcdProcess {
         asked.await.expect("it does not panic").expect("etcd answers")
     }
 
+    /// How many requests it has been sent whose label is so, as it counts them: `grpc_method="Put"`.
+    pub async fn requests(&self, label: &str) -> u64 {
+        let metrics = self.metrics().await;
+        let counts = metrics.lines().filter(|line| line.starts_with("grpc_server_started_total{"));
+        let counts = counts.filter(|line| line.contains(label));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
+        let counts: Vec<u64> = counts.filter_map(value).collect();
+        assert!(!counts.is_empty(), "etcd counts no requests of {label}:\n{metrics}");
+        counts.iter().sum()
+    }
+
     fn is_healthy(&self) -> bool {
         http_get(self.health_port, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
     }

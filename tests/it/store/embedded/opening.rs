@@ -74,9 +74,22 @@ fn what_is_no_store_is_left_alone() {
     let file = directory.path().join("onced.redb");
     let text = "something else entirely".repeat(1_000);
     std::fs::write(&file, &text).unwrap();
-    let refused = refusal(directory.path()).to_string();
-    assert!(refused.contains(file.to_str().unwrap()), "{refused}");
+    let refused = refusal(directory.path());
+    assert!(matches!(&refused, OpenError::Damaged(path, _) if *path == file), "{refused}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+}
+
+#[test]
+fn what_was_cut_short_is_damaged() {
+    let directory = TempDir::new().unwrap();
+    drop(EmbeddedStore::open(directory.path(), Clock::system()).unwrap());
+    let file = directory.path().join("onced.redb");
+    let whole = std::fs::read(&file).unwrap();
+    for length in [100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        let refused = refusal(directory.path());
+        assert!(matches!(&refused, OpenError::Damaged(path, _) if *path == file), "{length}: {refused}");
+    }
 }
 
 #[tokio::test]

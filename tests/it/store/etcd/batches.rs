@@ -27,20 +27,10 @@ async fn own(flags: &[&str]) -> (EtcdProcess, EtcdConfig, Arc<dyn RecordStore>) 
 
 /// How many requests of the kv service etcd was sent while `work` ran.
 async fn requests<T>(etcd: &EtcdProcess, work: impl Future<Output = T>) -> (u64, T) {
-    let before = kv_requests(etcd).await;
+    const KV: &str = r#"grpc_service="etcdserverpb.KV""#;
+    let before = etcd.requests(KV).await;
     let result = work.await;
-    (kv_requests(etcd).await - before, result)
-}
-
-async fn kv_requests(etcd: &EtcdProcess) -> u64 {
-    let metrics = etcd.metrics().await;
-    let is_kv = |line: &&str| {
-        line.starts_with("grpc_server_started_total{") && line.contains(r#"grpc_service="etcdserverpb.KV""#)
-    };
-    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
-    let counts: Vec<u64> = metrics.lines().filter(is_kv).filter_map(value).collect();
-    assert!(!counts.is_empty(), "etcd counts no requests:\n{metrics}");
-    counts.iter().sum()
+    (etcd.requests(KV).await - before, result)
 }
 
 /// Swaps many keys at once, each expected to be absent.
@@ -118,16 +108,18 @@ async fn a_key_that_is_written_again_and_again_at_once_is_written_in_order() {
     assert_eq!((done, lost), (1, 19), "{results:?}");
 }
 
+/// A claim whose lock lease is of one of 45 lengths.
+fn claim_of_another_length(place: usize) -> Record {
+    let ttl = Duration::from_secs(60).mul_f64(1.09_f64.powi(i32::try_from(place % 45).unwrap()));
+    Record { state: in_progress(ttl, OnLapse::TakeOver), ..claim("holder") }
+}
+
 /// etcd takes 128 compares in a transaction: a hundred of records leave 28 for the sentinels of leases.
 #[tokio::test]
 async fn locks_of_many_lengths_fit() {
     let store = open(&EtcdProcess::shared().config()).await;
     let keys = keys(300);
-    let record = |place: usize| {
-        let ttl = Duration::from_secs(60).mul_f64(1.09_f64.powi(i32::try_from(place % 45).unwrap()));
-        Record { state: in_progress(ttl, OnLapse::TakeOver), ..claim("holder") }
-    };
-    let records: Vec<Record> = (0..keys.len()).map(record).collect();
+    let records: Vec<Record> = (0..keys.len()).map(claim_of_another_length).collect();
     // The leases first, so that the writes below are ready at the same time.
     join_all(records.iter().take(45).enumerate().map(|(place, record)| {
         let (store, key) = (Arc::clone(&store), key(&format!("lease{place}")));
@@ -247,6 +239,26 @@ async fn more_operations_than_etcd_takes_together_are_sent_one_by_one() {
     let keys = keys(100);
     all_done(&create_at_once(&store, &keys, &long_claim()).await);
     assert_eq!(load_at_once(&store, &keys).await.len(), 100);
+}
+
+/// A page asks for the sentinels of all its claims. Those of many lengths have one each.
+#[tokio::test]
+async fn a_page_with_more_leases_than_etcd_takes_operations_is_read_all_the_same() {
+    let (_etcd, config, store) = own(&["--max-txn-ops", "20"]).await;
+    let keys = keys(45);
+    let records: Vec<Record> = (0..keys.len()).map(claim_of_another_length).collect();
+    join_all(keys.iter().zip(&records).map(|(key, record)| create(&store, key, record))).await;
+    let leases: HashSet<i64> =
+        join_all(keys.iter().map(|key| raw(&config, key))).await.iter().map(|raw| raw.lock_lease).collect();
+    assert!(leases.len() > 20, "{} leases", leases.len());
+    revoke(&config, raw(&config, &keys[30]).await.lock_lease).await;
+    // One that has not seen the sentinel go.
+    let page = open(&config).await.scan(&keys[0].namespace, None, 100).await.unwrap();
+    let lapsed = |loaded: &Loaded| loaded.lock == Lock::Lapsed;
+    assert_eq!(page.records.len(), keys.len());
+    for (key, loaded) in &page.records {
+        assert_eq!(lapsed(loaded), *key == keys[30].key, "{key:?}");
+    }
 }
 
 #[tokio::test]

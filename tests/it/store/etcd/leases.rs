@@ -8,6 +8,7 @@ use std::time::Duration;
 use etcd_client::{GetOptions, KeyValue, LeaseStatus};
 use futures_util::future::join_all;
 use onced::clock::{Clock, Moment};
+use onced::record::limits::LOCK_TTL_MIN;
 use onced::record::{Lock, OnLapse, Record};
 use onced::store::etcd::{EtcdConfig, EtcdStore};
 use onced::store::{Expected, RecordStore, StoreError, Swapped};
@@ -105,6 +106,54 @@ async fn the_window_of_a_lease_counts_from_before_its_grant_was_sent() {
         other => panic!("{other:?}"),
     }
     assert!(!early.contains(&raw(&beside, &key("k")).await.lock_lease));
+}
+
+/// How many lock leases were asked for: each has its sentinel put, and nothing else is.
+async fn sentinels(etcd: &EtcdProcess) -> u64 {
+    etcd.requests(r#"grpc_method="Put""#).await
+}
+
+#[tokio::test]
+async fn a_server_that_nobody_calls_any_more_soon_asks_for_no_leases() {
+    let etcd = EtcdProcess::start();
+    let store = open(&etcd.config()).await;
+    let before = sentinels(&etcd).await;
+    create(&store, &key("k"), &claim("holder")).await;
+    let quiet = async {
+        let mut asked = 0;
+        loop {
+            // Four times as long as there is between two of them.
+            tokio::time::sleep(LOCK_TTL_MIN).await;
+            let now = sentinels(&etcd).await - before;
+            if now == std::mem::replace(&mut asked, now) {
+                return asked;
+            }
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, quiet).await.expect("an end of it");
+    println!("{asked} lock leases for one claim with the shortest lock");
+    assert!((1..=8).contains(&asked), "{asked} lock leases for one claim");
+}
+
+/// The interval is longer than a lease: the first two learn that there is none at hand.
+#[tokio::test]
+async fn callers_who_come_at_regular_intervals_find_a_lease_at_hand() {
+    const INTERVAL_S: u64 = 10;
+    let etcd = EtcdProcess::start();
+    let (clock, seconds) = still_clock();
+    let store: Arc<dyn RecordStore> = Arc::new(EtcdStore::connect(etcd.config(), clock).await.unwrap());
+    for name in ["first", "second"] {
+        seconds.fetch_add(INTERVAL_S, Ordering::SeqCst);
+        create(&store, &key(name), &claim("holder")).await;
+    }
+    for name in ["third", "fourth", "fifth"] {
+        let before = sentinels(&etcd).await;
+        seconds.fetch_add(INTERVAL_S, Ordering::SeqCst);
+        let ahead = async { while sentinels(&etcd).await == before {} };
+        tokio::time::timeout(PATIENCE, ahead).await.expect("a lease that nobody has asked for yet");
+        create(&store, &key(name), &claim("holder")).await;
+        assert_eq!(sentinels(&etcd).await, before + 1, "the {name} was granted another one");
+    }
 }
 
 #[tokio::test]
