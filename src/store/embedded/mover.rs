@@ -69,6 +69,9 @@ pub(super) fn write(
     expired: &[(Vec<u8>, crate::store::Revision)],
     rows: &RowMap,
 ) -> Result<(), redb::Error> {
+    let mut rows: Vec<_> = rows.iter().collect();
+    // Neighbours share pages.
+    rows.sort_unstable_by_key(|(row, _)| row.as_slice());
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(TABLE)?;
@@ -76,7 +79,6 @@ pub(super) fn write(
         for (row, _) in expired {
             table.remove(row.as_slice())?;
         }
-        // In order: neighbours share pages.
         for (row, value) in rows {
             match value {
                 Some(value) => drop(table.insert(row.as_slice(), value.as_ref())?),

@@ -91,8 +91,8 @@ impl Data {
         let (mut bytes, mut rows) = (0, 0);
         let range = layout::namespace_rows(namespace, after);
         let range = (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice));
-        // In this order: what is moved meanwhile is met twice, not never. A page that takes all of these is full.
-        let mut recent = self.recent.range(range, PAGE_ROWS_MAX).into_iter().peekable();
+        // In this order: what is moved meanwhile is met twice, not never.
+        let mut recent = self.recent.range(range).into_iter().peekable();
         let table = self.table().map_err(unreadable)?;
         let mut tree = table.range::<&[u8]>(range).map_err(unreadable)?.peekable();
         while let Some(entry) = next_row(&mut recent, &mut tree) {

@@ -1,14 +1,14 @@
 //! What the log holds and the tree does not yet: the newest writes, in memory.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::HashMap;
+use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// Rows in order of name, with what stands in them; `None` for one that was removed.
-pub(super) type RowMap = BTreeMap<Vec<u8>, Option<Bytes>>;
+/// Rows by name, with what stands in them; `None` for one that was removed.
+pub(super) type RowMap = HashMap<Vec<u8>, Option<Bytes>>;
 /// The name of a row and what it holds.
 pub(super) type NamedRow = (Vec<u8>, Option<Bytes>);
 
@@ -38,20 +38,20 @@ impl Recent {
         state.newest.get(row).or_else(moving).cloned()
     }
 
-    /// The first rows of a range that were written lately, `max` at most, in order. Writers wait for no more than
-    /// these to be looked at.
-    pub(super) fn range(&self, range: (Bound<&[u8]>, Bound<&[u8]>), max: usize) -> Vec<NamedRow> {
-        let first = |rows: &RowMap| -> RowMap {
-            let rows = rows.range::<[u8], _>(range).take(max);
-            rows.map(|(row, value)| (row.clone(), value.clone())).collect()
-        };
+    /// The rows of a range that were written lately, in order. It looks at all that were.
+    pub(super) fn range(&self, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Vec<NamedRow> {
         let state = self.lock();
-        let newest = first(&state.newest);
-        let moving = state.moving.clone();
+        let moving = || state.moving.iter().flat_map(|moving| moving.iter());
+        let older = moving().filter(|(row, _)| !state.newest.contains_key(*row));
+        let within = state
+            .newest
+            .iter()
+            .chain(older)
+            .filter(|(row, _)| RangeBounds::<[u8]>::contains(&range, row.as_slice()));
+        let mut rows: Vec<NamedRow> = within.map(|(row, value)| (row.clone(), value.clone())).collect();
         drop(state);
-        let mut rows = moving.map(|moving| first(&moving)).unwrap_or_default();
-        rows.extend(newest);
-        rows.into_iter().take(max).collect()
+        rows.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        rows
     }
 
     /// Shows what is in the log now.

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -386,70 +385,6 @@ async fn pages_show_what_was_written_lately_in_place_of_what_lies_in_the_tree() 
         });
         assert_eq!(found, expected.collect::<Vec<_>>(), "{limit} a page");
     }
-}
-
-/// More than a page looks at; in the tree, in memory, and in both.
-#[tokio::test]
-async fn pages_show_all_of_many_that_were_written_lately() {
-    const RECORDS: usize = 10_000;
-    let hand = Hand::default();
-    let store = start(database(), &hand, boundless());
-    let name = |index: usize| format!("k{index:05}");
-    let write = async |some: &mut dyn Iterator<Item = usize>, expected: &mut Vec<Expected>| {
-        let some: Vec<usize> = some.collect();
-        let record = claim();
-        let swaps = some.iter().map(|&index| {
-            let (store, record, expected) = (&store, &record, expected[index]);
-            async move { store.swap(&key(&name(index)), expected, Some(record)).await }
-        });
-        for (&index, swapped) in some.iter().zip(futures_util::future::join_all(swaps).await) {
-            match swapped {
-                Ok(Swapped::Done(revision)) => expected[index] = Expected::At(revision),
-                other => panic!("{other:?}"),
-            }
-        }
-    };
-    let mut expected = vec![Expected::Absent; RECORDS];
-    let before = rows(&store.shared.data);
-    write(&mut (0..RECORDS).step_by(3), &mut expected).await;
-    hand.pass(1_000);
-    until(&store, |data| rows(data) > before).await;
-    write(&mut (0..RECORDS).filter(|index| index % 2 == 0 || index % 3 != 0), &mut expected).await;
-    for limit in [1_000, 3 * RECORDS] {
-        let (mut found, mut after) = (Vec::new(), None);
-        loop {
-            let page = store.scan(&Namespace::new("tests").unwrap(), after.as_ref(), limit).await.unwrap();
-            found.extend(page.records.into_iter().map(|(key, loaded)| (key, Expected::At(loaded.revision))));
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
-        }
-        let all = expected.iter().enumerate();
-        assert!(found == all.map(|(index, it)| (Key::new(&name(index)).unwrap(), *it)).collect::<Vec<_>>());
-    }
-}
-
-/// Writers wait for what is taken from it.
-#[test]
-fn a_page_takes_no_more_than_it_shows_of_what_was_written_lately() {
-    let recent = Recent::default();
-    let named = |name: &str, revision: u8| {
-        (name.as_bytes().to_vec(), (revision > 0).then(|| Bytes::from(vec![revision])))
-    };
-    recent.add([named("a", 1), named("c", 1), named("e", 1), named("g", 1)].into());
-    let moving = recent.start_moving();
-    recent.add([named("b", 2), named("c", 0), named("d", 2), named("f", 2)].into());
-    let all = [("a", 1), ("b", 2), ("c", 0), ("d", 2), ("e", 1), ("f", 2), ("g", 1)];
-    let all = all.map(|(name, revision)| named(name, revision));
-    let range = |max| recent.range((Bound::Excluded(b"0"), Bound::Unbounded), max);
-    for max in 0..=all.len() {
-        assert_eq!(range(max), all[..max]);
-    }
-    drop(moving);
-    recent.end_moving();
-    assert_eq!(range(100), [&all[1], &all[2], &all[3], &all[5]].map(Clone::clone));
-    assert_eq!(recent.range((Bound::Excluded(b"b"), Bound::Excluded(b"d")), 100), all[2..3]);
 }
 
 /// The clock moves with every round, so that something is being moved all the time.
