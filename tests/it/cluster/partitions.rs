@@ -8,7 +8,7 @@ use onced_client::v1::session_response::Answer;
 use onced_client::v1::{self, begin_response};
 
 use super::members::open;
-use crate::store::fixture::PATIENCE;
+use crate::store::fixture::{PATIENCE, completed, create, key};
 use crate::support::caller::{Caller, Unary};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 use crate::support::numbers::Numbers;
@@ -162,4 +162,49 @@ async fn messages_lost_one_way_cost_a_call_its_time_once() {
     let member = etcd.leader();
     let begin = || (0..MEMBERS).filter(|&it| it != member).for_each(|it| etcd.cut(it, member));
     Fault { what: "the leader deaf", member, begin: &begin, hears_leader: false }.work_beside(&etcd).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_comes_back_slow_is_waited_for() {
+    let etcd = EtcdCluster::start();
+    let (proxies, behind) = etcd.behind_proxies().await;
+    let numbers = Numbers::default();
+    let _here = metrics::set_default_local_recorder(&numbers);
+    let store = open(&EtcdConfig { call_timeout: PATIENCE, ..behind.clone() }).await;
+    create(&store, &key("before"), &completed("holder", "done")).await;
+    let up = || behind.endpoints.iter().filter(|at| is_up(&numbers, at)).count();
+    assert_eq!(up(), MEMBERS);
+    (0..MEMBERS).for_each(|member| etcd.isolate(member));
+    let all_down = async {
+        while up() > 0 {
+            // Each member says that it has no leader.
+            let _ = store.load(&key("k")).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_down).await.expect("all are down");
+    // Longer than a probe waits, and than it takes until the next one has waited.
+    proxies.iter().for_each(|proxy| proxy.slow(2_500));
+    etcd.heal();
+    etcd.leader();
+    for call in 0..3 {
+        create(&store, &key(&format!("k{call}")), &completed("holder", "done")).await;
+    }
+    assert!(up() > 0, "what answers is not down");
+}
+
+#[tokio::test]
+async fn a_member_that_answers_what_it_can_by_itself_is_not_taken_for_well() {
+    let etcd = EtcdCluster::start();
+    let (leader, follower) = (etcd.leader(), etcd.follower());
+    let (proxies, behind) = etcd.behind_proxies().await;
+    let numbers = Numbers::default();
+    let _here = metrics::set_default_local_recorder(&numbers);
+    let store = open(&EtcdConfig { call_timeout: PATIENCE, ..behind.clone() }).await;
+    let is_up = || is_up(&numbers, &behind.endpoints[follower]);
+    etcd.cut(follower, leader);
+    eventually("it is found out", || !is_up()).await;
+    // Nobody else is there to be asked.
+    (0..MEMBERS).filter(|&member| member != follower).for_each(|member| proxies[member].close());
+    store.watch(&key("k")).await.expect("it begins a watch");
+    assert!(!is_up());
 }
