@@ -76,12 +76,14 @@ impl CallError {
     }
 }
 
-/// What a call does, which decides whether it may be sent again.
+/// What a call is, which decides whether it may be sent again, and what its answer says of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Effect {
-    /// Nothing: it may.
+enum Kind {
+    /// It reads what a quorum agreed on: it may be sent again, and who answers serves.
     Read,
-    /// Something: it may not, once it may have left.
+    /// It asks a member alone: it may be sent again. One that lost the others still answers.
+    Ask,
+    /// It writes: it may not be sent again, once it may have left. Who answers serves.
     Write,
 }
 
@@ -119,7 +121,7 @@ impl EtcdClient {
         options: Option<GetOptions>,
     ) -> Result<GetResponse, CallError> {
         let key = key.into();
-        self.call(Effect::Read, |client| {
+        self.call(Kind::Read, |client| {
             let (mut kv, key, options) = (kv(client, DECODE_MAX_BYTES), key.clone(), options.clone());
             async move { kv.get(key, options).await }
         })
@@ -128,7 +130,7 @@ impl EtcdClient {
 
     /// Several linearizable reads at once, [`TXN_MAX_OPS`] at most.
     pub(super) async fn get_all(&self, gets: Vec<TxnOp>) -> Result<Vec<GetResponse>, CallError> {
-        let answer = self.send(Effect::Read, DECODE_MAX_BYTES, Txn::new().and_then(gets)).await?;
+        let answer = self.send(Kind::Read, DECODE_MAX_BYTES, Txn::new().and_then(gets)).await?;
         let reads = answer.op_responses().into_iter().filter_map(|response| match response {
             TxnOpResponse::Get(read) => Some(read),
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
@@ -138,16 +140,16 @@ impl EtcdClient {
 
     /// A transaction. It is taken to write.
     pub(super) async fn txn(&self, txn: Txn) -> Result<TxnResponse, CallError> {
-        self.send(Effect::Write, DECODE_MAX_BYTES, txn).await
+        self.send(Kind::Write, DECODE_MAX_BYTES, txn).await
     }
 
     /// A transaction that writes, and whose answer is read however large it is.
     pub(super) async fn txn_write(&self, txn: Txn) -> Result<TxnResponse, CallError> {
-        self.send(Effect::Write, DECODE_WRITE_MAX_BYTES, txn).await
+        self.send(Kind::Write, DECODE_WRITE_MAX_BYTES, txn).await
     }
 
-    async fn send(&self, effect: Effect, decode_max: usize, txn: Txn) -> Result<TxnResponse, CallError> {
-        self.call(effect, |client| {
+    async fn send(&self, kind: Kind, decode_max: usize, txn: Txn) -> Result<TxnResponse, CallError> {
+        self.call(kind, |client| {
             let (mut kv, txn) = (kv(client, decode_max), txn.clone());
             async move { kv.txn(txn).await }
         })
@@ -156,7 +158,7 @@ impl EtcdClient {
 
     /// Puts an empty key that lives as long as `lease`. Harmless to repeat.
     pub(super) async fn put_sentinel(&self, key: String, lease: i64) -> Result<(), CallError> {
-        let put = self.call(Effect::Write, |client| {
+        let put = self.call(Kind::Write, |client| {
             let (mut kv, key) = (kv(client, DECODE_MAX_BYTES), key.clone());
             async move { kv.put(key, "", Some(PutOptions::new().with_lease(lease))).await }
         });
@@ -165,7 +167,7 @@ impl EtcdClient {
 
     /// Grants the lease `id` for `seconds`.
     pub(super) async fn grant(&self, id: i64, seconds: i64) -> Result<(), CallError> {
-        let grant = self.call(Effect::Write, |client| {
+        let grant = self.call(Kind::Write, |client| {
             let mut leases = client.lease_client();
             async move { leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await }
         });
@@ -181,7 +183,7 @@ impl EtcdClient {
     ) -> Result<(WatchStream, CancellationToken), CallError> {
         let logs_in = self.endpoints.logs_in();
         let (stream, line) = self
-            .call_at(Effect::Read, |client| {
+            .call_at(Kind::Ask, |client| {
                 let mut watches = client.watch_client().max_decoding_message_size(DECODE_MAX_BYTES);
                 let (mut kv, key, options) = (client.kv_client(), key.clone(), options.clone());
                 async move {
@@ -198,7 +200,7 @@ impl EtcdClient {
 
     /// How the member that calls go to is.
     pub(super) async fn status(&self) -> Result<StatusResponse, CallError> {
-        self.call(Effect::Read, ask_status).await
+        self.call(Kind::Ask, ask_status).await
     }
 
     /// How each member is, by its address.
@@ -217,21 +219,21 @@ impl EtcdClient {
 
     async fn call<T, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
-        effect: Effect,
+        kind: Kind,
         make: impl Fn(&Client) -> F,
     ) -> Result<T, CallError> {
-        self.call_at(effect, make).await.map(|(answer, _)| answer)
+        self.call_at(kind, make).await.map(|(answer, _)| answer)
     }
 
     /// Sends a call to the current endpoint, and to the others as far as that is harmless, until one answers
     /// or the time is up.
     async fn call_at<T, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
-        effect: Effect,
+        kind: Kind,
         make: impl Fn(&Client) -> F,
     ) -> Result<(T, Line), CallError> {
         let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting };
-        match tokio::time::timeout(self.call_timeout, self.try_each(effect, make, &mut tries)).await {
+        match tokio::time::timeout(self.call_timeout, self.try_each(kind, make, &mut tries)).await {
             Ok(done) => done,
             Err(_) => {
                 self.endpoints.doubt();
@@ -243,7 +245,7 @@ impl EtcdClient {
 
     async fn try_each<T, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
-        effect: Effect,
+        kind: Kind,
         make: impl Fn(&Client) -> F,
         tries: &mut Tries,
     ) -> Result<(T, Line), CallError> {
@@ -251,14 +253,18 @@ impl EtcdClient {
         let mut last = CallError::Unreachable("there is no etcd endpoint".to_owned());
         while let Some(line) = self.endpoints.next(&tries.tried) {
             // With a choice, the first endpoint is not given all the time that a read has.
-            let bounded = effect == Effect::Read && self.endpoints.several() && tries.tried.is_empty();
+            let bounded = kind != Kind::Write && self.endpoints.several() && tries.tried.is_empty();
             tries.tried.push(line.clone());
             let bound = if bounded { self.call_timeout / 2 } else { self.call_timeout };
             let attempt = self.endpoints.attempt(&line, &mut tries.stage, &make);
             let Failure { error, fault } = match tokio::time::timeout(bound, attempt).await {
                 Ok(Ok(answer)) => {
-                    for suspect in &suspects {
-                        self.endpoints.give_up(suspect, "another endpoint answered a read that it did not");
+                    if kind != Kind::Ask {
+                        self.endpoints.is_well(&line);
+                        for suspect in &suspects {
+                            self.endpoints
+                                .give_up(suspect, "another endpoint answered a read that it did not");
+                        }
                     }
                     return Ok((answer, line));
                 }
@@ -275,7 +281,7 @@ impl EtcdClient {
             }
             let again = match &error {
                 CallError::Unreachable(_) => true,
-                CallError::Unknown(_) => effect == Effect::Read,
+                CallError::Unknown(_) => kind != Kind::Write,
                 _ => false,
             };
             if !again {

@@ -2,7 +2,8 @@
 //!
 //! An endpoint is left at once when it refuses connections or has lost its leader, and as soon as it is slow
 //! while another one answers: then what still waits on it is let go as well. A prober notices the slow ones,
-//! and those that are well again. Where there is one endpoint alone, it is always tried.
+//! and those that are well again; so does a call that is answered. Where none answers in time, each is waited for.
+//! Where there is one endpoint alone, it is always tried.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -191,9 +192,17 @@ impl Endpoints {
         }
     }
 
-    fn is_well(&self, line: &Line) {
+    /// Notes that an endpoint answered.
+    pub(super) fn is_well(&self, line: &Line) {
         let Some(endpoint) = self.all.get(line.index) else { return };
-        if std::mem::take(&mut endpoint.state().down) {
+        let mut state = endpoint.state();
+        if !Arc::ptr_eq(&state.link, &line.link) {
+            // It was given up since: a late answer says nothing of the connection that came after.
+            return;
+        }
+        let newly_up = std::mem::take(&mut state.down);
+        drop(state);
+        if newly_up {
             endpoint.count_up(true);
             tracing::info!(endpoint = endpoint.address, "an etcd endpoint is up again");
         }
@@ -201,6 +210,22 @@ impl Endpoints {
         let current = self.current.load(Ordering::SeqCst);
         if self.all[current].state().down {
             self.leave(current);
+        }
+    }
+
+    /// What a probe of this endpoint is sent on. One that is down is tried on a connection of its own: an old one
+    /// may wait long until it sends again, and yet is not to be given up while none is better.
+    fn to_probe(&self, line: &Line) -> Line {
+        let down = self.all[line.index].state().down;
+        if down { Line { index: line.index, link: Arc::default() } } else { line.clone() }
+    }
+
+    /// Has calls to an endpoint that is still down go on this connection, which is known to work.
+    fn replace(&self, old: &Line, new: &Line) {
+        let mut state = self.all[old.index].state();
+        if state.down && Arc::ptr_eq(&state.link, &old.link) {
+            state.link = Arc::clone(&new.link);
+            old.link.gone.cancel();
         }
     }
 
@@ -221,8 +246,8 @@ impl Endpoints {
 
     async fn probe_once(&self, key: &str) {
         let probe = async |line: Line| {
-            let mut stage = Stage::Connecting;
-            let read = self.attempt(&line, &mut stage, |client| {
+            let (probed, mut stage) = (self.to_probe(&line), Stage::Connecting);
+            let read = self.attempt(&probed, &mut stage, |client| {
                 let mut kv = client.kv_client();
                 // Linearizable: a member that lost its cluster, or cannot write its disk, does not answer.
                 async move { kv.get(key, Some(GetOptions::new().with_count_only())).await }
@@ -233,17 +258,19 @@ impl Endpoints {
                 Ok(Err(failure)) => Some(failure.error.into_text()),
                 Err(_) => Some(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
             };
-            (line, failed)
+            (line, probed, failed)
         };
-        let probed = join_all(self.lines().into_iter().map(probe)).await;
-        probed.iter().filter(|(_, failed)| failed.is_none()).for_each(|(line, _)| self.is_well(line));
-        let any_well = probed.iter().any(|(_, failed)| failed.is_none());
-        for (line, failed) in &probed {
-            let Some(why) = failed else { continue };
-            // While none answers, none is better. What was down already gets a fresh connection for the next
-            // probe: an old one may wait long until it sends again.
-            if any_well || self.all[line.index].state().down {
-                self.give_up(line, why);
+        let probes = join_all(self.lines().into_iter().map(probe)).await;
+        for (line, probed, _) in probes.iter().filter(|(.., failed)| failed.is_none()) {
+            self.replace(line, probed);
+            self.is_well(probed);
+        }
+        // While none answers, none is better.
+        if probes.iter().any(|(.., failed)| failed.is_none()) {
+            for (line, _, failed) in &probes {
+                if let Some(why) = failed {
+                    self.give_up(line, why);
+                }
             }
         }
     }
@@ -307,5 +334,24 @@ impl Failure {
             _ => Fault::None,
         };
         Self { error, fault }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_says_nothing_of_the_connection_that_came_after() {
+        let addresses = ["one:1".to_owned(), "two:1".to_owned()];
+        let dial = Dial { tls: None, login: None };
+        let endpoints = Endpoints::new(&addresses, dial, Duration::from_secs(1));
+        let is_down = || endpoints.all[0].state().down;
+        let line = endpoints.line(0);
+        endpoints.give_up(&line, "it is silent");
+        endpoints.is_well(&line);
+        assert!(is_down());
+        endpoints.is_well(&endpoints.line(0));
+        assert!(!is_down());
     }
 }

@@ -1,5 +1,5 @@
-//! Two servers on one cluster, callers of both who never stop, and members of the cluster that die, freeze and
-//! come back meanwhile. `ONCED_TEST_ROUNDS` says how often all of that happens.
+//! Two servers on one cluster, callers of both who never stop, and members of the cluster that die, freeze, lose
+//! each other and come back meanwhile. `ONCED_TEST_ROUNDS` says how often all of that happens.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,7 +38,12 @@ impl Scene {
         block_in_place(|| self.etcd.restart(leader));
     }
 
-    async fn a_member_freezes(&self, what: &str, member: usize) {
+    async fn a_member_freezes(&self) {
+        let (what, member) = if fastrand::bool() {
+            ("the leader", block_in_place(|| self.etcd.leader()))
+        } else {
+            ("a follower", block_in_place(|| self.etcd.follower()))
+        };
         let since = self.world.now();
         block_in_place(|| self.etcd.freeze(member));
         self.back(&format!("{what} frozen"), since).await;
@@ -46,6 +51,45 @@ impl Scene {
         let since = self.world.now();
         block_in_place(|| self.etcd.thaw(member));
         self.back(&format!("{what} thawed"), since).await;
+    }
+
+    async fn the_leader_moves(&self) {
+        let (leader, follower) = block_in_place(|| (self.etcd.leader(), self.etcd.follower()));
+        let since = self.world.now();
+        self.etcd.move_leader(leader, follower).await;
+        self.back("the leader moved", since).await;
+    }
+
+    async fn the_leader_is_parted(&self) {
+        let leader = block_in_place(|| self.etcd.leader());
+        let since = self.world.now();
+        self.etcd.isolate(leader);
+        self.back("the leader parted", since).await;
+        self.heals("the leader parted").await;
+    }
+
+    /// What some members send to others is lost, and not what these send to them.
+    async fn messages_are_lost_one_way(&self) {
+        let leader = block_in_place(|| self.etcd.leader());
+        let followers = || (0..MEMBERS).filter(|&member| member != leader);
+        let since = self.world.now();
+        let what = if fastrand::bool() {
+            followers().for_each(|follower| self.etcd.cut(follower, leader));
+            "the leader deaf"
+        } else {
+            followers().for_each(|follower| self.etcd.cut(leader, follower));
+            "the leader unheard"
+        };
+        self.back(what, since).await;
+        self.heals(what).await;
+    }
+
+    /// What was lost on the way until now arrives: requests of followers to the leader, too.
+    async fn heals(&self, what: &str) {
+        tokio::time::sleep(A_WHILE).await;
+        let since = self.world.now();
+        self.etcd.heal();
+        self.back(&format!("{what}, healed"), since).await;
     }
 
     async fn there_is_no_quorum(&self) {
@@ -63,7 +107,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_and_freeze() {
+async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_lose_each_other() {
     let rounds = std::env::var("ONCED_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
     let etcd = block_in_place(EtcdCluster::start);
     let store = format!("etcd://{}/onced", etcd.endpoints().join(","));
@@ -74,8 +118,10 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_and_freeze(
     for _ in 0..rounds {
         tokio::time::sleep(A_WHILE).await;
         scene.the_leader_dies().await;
-        scene.a_member_freezes("a follower", block_in_place(|| scene.etcd.follower())).await;
-        scene.a_member_freezes("the leader", block_in_place(|| scene.etcd.leader())).await;
+        scene.a_member_freezes().await;
+        scene.the_leader_is_parted().await;
+        scene.messages_are_lost_one_way().await;
+        scene.the_leader_moves().await;
         scene.there_is_no_quorum().await;
         block_in_place(|| scene.etcd.wait_healthy());
     }

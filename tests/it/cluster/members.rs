@@ -10,7 +10,7 @@ use onced::store::{Expected, RecordStore, StoreError, Swapped};
 use crate::store::fixture::{PATIENCE, completed, create, key, load};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 
-async fn open(config: &EtcdConfig) -> Arc<dyn RecordStore> {
+pub(super) async fn open(config: &EtcdConfig) -> Arc<dyn RecordStore> {
     Arc::new(EtcdStore::connect(config.clone(), Clock::system()).await.unwrap())
 }
 

@@ -1,6 +1,8 @@
-//! Servers and stores on a real etcd of three members, of which some die, freeze, or cannot be reached.
+//! Servers and stores on a real etcd of three members, of which some die, freeze, or cannot be
+//! reached, by clients or by each other.
 
 mod callers;
 mod closed_loop;
 mod history;
 mod members;
+mod partitions;

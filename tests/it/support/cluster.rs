@@ -1,12 +1,14 @@
-//! A real etcd of three members, to be killed and frozen one by one.
+//! A real etcd of three members, to be killed and frozen one by one, and parted from each other.
 
 use std::array;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use etcd_client::Client;
 use onced::store::etcd::EtcdConfig;
 
 use super::etcd::{EtcdProcess, Member, Ports, fresh_prefix, start_ready};
+use super::peers::PeerNetwork;
 use super::proxy::Proxy;
 
 /// How many members there are: the fewest of which one may fail.
@@ -20,6 +22,7 @@ const STEP: Duration = Duration::from_millis(50);
 /// takes time here blocks its thread.
 pub struct EtcdCluster {
     members: [EtcdProcess; MEMBERS],
+    network: PeerNetwork,
     away: Mutex<[bool; MEMBERS]>,
 }
 
@@ -27,15 +30,23 @@ impl EtcdCluster {
     /// Starts a cluster, and waits until all its members serve.
     pub fn start() -> Self {
         const NAMES: [&str; MEMBERS] = ["m0", "m1", "m2"];
+        let mut network = None;
         let members = start_ready(|| {
             let ports: [Ports; MEMBERS] = array::from_fn(|_| Ports::free());
-            let urls = NAMES.iter().zip(ports).map(|(name, ports)| format!("{name}={}", ports.peer_url()));
-            let cluster = urls.collect::<Vec<_>>().join(",");
+            let between = &*network.insert(PeerNetwork::start(ports.map(|ports| ports.peer)));
+            let urls: [String; MEMBERS] = array::from_fn(|i| between.url(i));
+            let cluster = NAMES.iter().zip(&urls).map(|(name, url)| format!("{name}={url}"));
+            let cluster = &cluster.collect::<Vec<_>>().join(",");
             array::from_fn(|i| {
-                EtcdProcess::spawn(&Member { name: NAMES[i], ports: ports[i], cluster: &cluster }, &[])
+                EtcdProcess::spawn(
+                    &Member { name: NAMES[i], ports: ports[i], peer_url: &urls[i], cluster },
+                    &[],
+                )
             })
         });
-        Self { members, away: Mutex::default() }
+        let network = network.expect("members were started");
+        network.introduce(members.each_ref().map(EtcdProcess::id));
+        Self { members, network, away: Mutex::default() }
     }
 
     /// Where its members listen, as host:port.
@@ -85,6 +96,31 @@ impl EtcdCluster {
         self.away()[member] = false;
     }
 
+    /// From now on, what one member sends to another is lost.
+    pub fn cut(&self, from: usize, to: usize) {
+        self.network.cut(from, to);
+    }
+
+    /// Parts a member from the others. Clients still reach it.
+    pub fn isolate(&self, member: usize) {
+        for other in (0..MEMBERS).filter(|&other| other != member) {
+            self.cut(member, other);
+            self.cut(other, member);
+        }
+    }
+
+    /// All members reach each other again.
+    pub fn heal(&self) {
+        self.network.heal();
+    }
+
+    /// Has the leader let another one lead.
+    pub async fn move_leader(&self, leader: usize, next: usize) {
+        let id = u64::from_str_radix(&self.members[next].id(), 16).expect("an id");
+        let client = Client::connect([self.members[leader].endpoint()], None).await.expect("a member");
+        client.maintenance_client().move_leader(id).await.expect("it lets the other one lead");
+    }
+
     /// The member that leads, once exactly one of those that are there says that it does.
     pub fn leader(&self) -> usize {
         for _ in 0..LEADER_STEPS {
@@ -96,6 +132,11 @@ impl EtcdCluster {
             std::thread::sleep(STEP);
         }
         panic!("nobody leads");
+    }
+
+    /// Whether a member hears a leader, be it itself.
+    pub fn has_leader(&self, member: usize) -> bool {
+        self.members[member].has_leader()
     }
 
     /// A member that is there and does not lead.

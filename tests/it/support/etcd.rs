@@ -59,7 +59,9 @@ pub struct EtcdProcess {
 pub(super) struct Member<'a> {
     pub(super) name: &'a str,
     pub(super) ports: Ports,
-    /// Each member of its cluster with where it listens for the others, as etcd wants it.
+    /// Where the others find it.
+    pub(super) peer_url: &'a str,
+    /// Each member of its cluster with where the others find it, as etcd wants it.
     pub(super) cluster: &'a str,
 }
 
@@ -67,7 +69,8 @@ pub(super) struct Member<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Ports {
     client: u16,
-    peer: u16,
+    /// For other members.
+    pub(super) peer: u16,
 }
 
 impl Ports {
@@ -77,7 +80,7 @@ impl Ports {
     }
 
     /// Where it listens for other members.
-    pub(super) fn peer_url(self) -> String {
+    fn peer_url(self) -> String {
         format!("http://127.0.0.1:{}", self.peer)
     }
 }
@@ -105,8 +108,9 @@ impl EtcdProcess {
     pub fn start_with(flags: &[&str]) -> Self {
         start_ready(|| {
             let ports = Ports::free();
-            let cluster = format!("test={}", ports.peer_url());
-            [Self::spawn(&Member { name: "test", ports, cluster: &cluster }, flags)]
+            let peer_url = &ports.peer_url();
+            let cluster = &format!("test={peer_url}");
+            [Self::spawn(&Member { name: "test", ports, peer_url, cluster }, flags)]
         })
         .into_iter()
         .next()
@@ -130,7 +134,7 @@ impl EtcdProcess {
             .arg(dir.join("data"))
             .args(["--name", member.name, "--initial-cluster", member.cluster])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", member.peer_url])
             .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
             .args(["--log-level", "warn"])
             .args(health_flags)
@@ -237,8 +241,24 @@ impl EtcdProcess {
 
     /// Whether it says that it leads its cluster.
     pub(super) fn leads(&self) -> bool {
-        http_get(self.health_port, "/metrics")
-            .is_ok_and(|answer| answer.contains("\netcd_server_is_leader 1\n"))
+        self.measures("etcd_server_is_leader 1")
+    }
+
+    /// Whether it says that it hears a leader.
+    pub(super) fn has_leader(&self) -> bool {
+        self.measures("etcd_server_has_leader 1")
+    }
+
+    fn measures(&self, what: &str) -> bool {
+        http_get(self.health_port, "/metrics").is_ok_and(|answer| answer.contains(&format!("\n{what}\n")))
+    }
+
+    /// What it is called by the others, in hexadecimal.
+    pub(super) fn id(&self) -> String {
+        let metrics = http_get(self.health_port, "/metrics").expect("etcd answers");
+        let told =
+            metrics.split("\netcd_server_id{server_id=\"").nth(1).and_then(|rest| rest.split('"').next());
+        told.expect("it knows who it is").to_owned()
     }
 }
 
@@ -262,7 +282,7 @@ impl Drop for EtcdProcess {
 }
 
 /// Starts processes that have to see each other, and waits until all serve.
-pub(super) fn start_ready<const N: usize>(spawn: impl Fn() -> [EtcdProcess; N]) -> [EtcdProcess; N] {
+pub(super) fn start_ready<const N: usize>(mut spawn: impl FnMut() -> [EtcdProcess; N]) -> [EtcdProcess; N] {
     for _ in 0..PORT_ATTEMPTS {
         let processes = spawn();
         match processes.iter().try_for_each(EtcdProcess::wait_ready) {

@@ -1,13 +1,15 @@
 //! A TCP proxy that loses what it is told to lose.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use onced::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// A proxy in front of one server, on the runtime of the test that started it.
 pub struct Proxy {
@@ -84,27 +86,37 @@ async fn accept(listener: TcpListener, target: String, shared: Arc<Shared>) {
     }
 }
 
-async fn forward(client: TcpStream, target: String, shared: &Shared) -> std::io::Result<()> {
+async fn forward(client: TcpStream, target: String, shared: &Shared) -> io::Result<()> {
     let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    let answers = async {
+    // Each piece is on its way for as long, however many there are.
+    let (leave, mut under_way) = mpsc::unbounded_channel();
+    let clock = &Clock::system();
+    let pieces = async move {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let length = from_server.read(&mut buffer).await?;
-            if length == 0 {
-                return std::io::Result::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(shared.delay_ms.load(Ordering::SeqCst))).await;
-            if !shared.mute.load(Ordering::SeqCst) {
-                to_client.write_all(&buffer[..length]).await?;
+            let delay = Duration::from_millis(shared.delay_ms.load(Ordering::SeqCst));
+            if length == 0 || leave.send((clock.now() + delay, buffer[..length].to_vec())).is_err() {
+                return io::Result::Ok(());
             }
         }
     };
+    let arrivals = async {
+        while let Some((arrival, piece)) = under_way.recv().await {
+            tokio::time::sleep(arrival.since(clock.now())).await;
+            if !shared.mute.load(Ordering::SeqCst) {
+                to_client.write_all(&piece).await?;
+            }
+        }
+        io::Result::Ok(())
+    };
+    let answers = async { tokio::try_join!(pieces, arrivals) };
     tokio::select! {
-        ended = answers => ended,
+        ended = answers => ended.map(|_| ()),
         ended = tokio::io::copy(&mut from_client, &mut to_server) => ended.map(|_| ()),
     }
 }
