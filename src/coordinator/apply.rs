@@ -12,8 +12,22 @@ const TRIES: u32 = 8;
 
 /// Applies `command`. Runs detached from its caller, so that no half step is left.
 pub(super) async fn apply(inner: Arc<Inner>, key: RecordKey, command: Command) -> Result<Applied, Error> {
+    let mut unsettled = false;
+    settle(&inner, &key, &command, &mut unsettled).await.map_err(|error| match error {
+        Error::Store(error) if unsettled => Error::Store(error.after_unknown()),
+        error => error,
+    })
+}
+
+/// Notes in `unsettled` that a write left whose outcome is unknown.
+async fn settle(
+    inner: &Inner,
+    key: &RecordKey,
+    command: &Command,
+    unsettled: &mut bool,
+) -> Result<Applied, Error> {
     // A holder's claim was most likely written by this server: guess, and save the load.
-    let mut guess = inner.guess(&key);
+    let mut guess = inner.guess(key);
     let mut known = None;
     let mut last = StoreError::NotApplied("too many writers at once".to_owned());
     for _ in 0..TRIES {
@@ -21,26 +35,29 @@ pub(super) async fn apply(inner: Arc<Inner>, key: RecordKey, command: Command) -
         let current: Option<Loaded> = match (guess.take(), known.take()) {
             (Some(guess), _) => Some(guess),
             (None, Some(current)) => current,
-            (None, None) => inner.load(&key).await.map_err(Error::Store)?,
+            (None, None) => inner.load(key).await.map_err(Error::Store)?,
         };
-        match decide(&command, current.as_ref().map(Loaded::seen), wall_time()) {
+        match decide(command, current.as_ref().map(Loaded::seen), wall_time()) {
             Decision::Write(change) => {
                 let next = change.into_next();
-                match inner.swap(&key, Expected::of(current.as_ref()), next.as_ref()).await {
+                match inner.swap(key, Expected::of(current.as_ref()), next.as_ref()).await {
                     Ok(Swapped::Done(revision)) => {
-                        let view = inner.learned(&key, next.map(|next| (next, revision)));
+                        let view = inner.learned(key, next.map(|next| (next, revision)));
                         return Ok(Applied { view, repeated: false });
                     }
                     Ok(Swapped::Conflict(current)) => known = Some(current),
                     // What became of it shows in the record, which is loaded and decided anew.
-                    Err(error @ (StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_))) => last = error,
+                    Err(error @ (StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_))) => {
+                        *unsettled |= matches!(error, StoreError::OutcomeUnknown(_));
+                        last = error;
+                    }
                     Err(error @ (StoreError::Full(_) | StoreError::Corrupt(_))) => {
                         return Err(Error::Store(error));
                     }
                 }
             }
             // Nothing is concluded from a guess but what to try first.
-            _ if guessed => inner.forget(&key),
+            _ if guessed => inner.forget(key),
             Decision::Unchanged => return Ok(Applied { view: view(current.as_ref()), repeated: true }),
             Decision::Refuse(refusal) => return Err(refused(refusal, current.as_ref())),
             // Only a Begin is told to wait, and none comes here.

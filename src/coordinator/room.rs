@@ -108,8 +108,16 @@ struct Waiter {
     seated: bool,
     /// How often its swap has failed.
     failures: u32,
+    /// Whether it is unknown what became of one of its swaps.
+    unsettled: bool,
     /// What a watcher saw last.
     shown: Option<(Revision, Lock)>,
+}
+
+impl Waiter {
+    fn failed(&self, error: StoreError) -> Answer {
+        Answer::Failed(if self.unsettled { error.after_unknown() } else { error })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -207,7 +215,8 @@ impl Room {
 
     fn arrive(&mut self, id: WaiterId, wish: Wish, patient: bool) {
         let needs = self.sent + 1;
-        let waiter = Waiter { wish, patient, needs, seated: false, failures: 0, shown: None };
+        let waiter =
+            Waiter { wish, patient, needs, seated: false, failures: 0, unsettled: false, shown: None };
         self.waiters.insert(id, waiter);
     }
 
@@ -273,7 +282,7 @@ impl Room {
             let rides_it_out = waiter.seated && waiter.patient && !corrupt;
             let stays = rides_it_out || waiter.needs > sent;
             if !stays {
-                actions.push(Action::Answer(*id, Answer::Failed(error.clone())));
+                actions.push(Action::Answer(*id, waiter.failed(error.clone())));
             }
             stays
         });
@@ -314,12 +323,13 @@ impl Room {
             return;
         };
         waiter.failures += 1;
+        waiter.unsettled |= matches!(error, StoreError::OutcomeUnknown(_));
         if settled_by_load && waiter.failures < SWAP_TRIES {
             waiter.needs = next_trip;
             waiter.seated = false;
         } else {
+            actions.push(Action::Answer(id, waiter.failed(error)));
             self.waiters.remove(&id);
-            actions.push(Action::Answer(id, Answer::Failed(error)));
         }
     }
 

@@ -139,3 +139,15 @@ pub enum StoreError {
     #[error("the stored record cannot be read: {0}")]
     Corrupt(String),
 }
+
+impl StoreError {
+    /// The same for a call that wrote before, and never learned what became of that: no later failure to write or
+    /// to read makes it a call that wrote nothing.
+    #[must_use]
+    pub fn after_unknown(self) -> Self {
+        match self {
+            StoreError::NotApplied(why) | StoreError::Full(why) => StoreError::OutcomeUnknown(why),
+            StoreError::OutcomeUnknown(_) | StoreError::Corrupt(_) => self,
+        }
+    }
+}

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use onced::coordinator::{Begun, Settings};
+use onced::coordinator::{Begun, Error, Settings};
 use onced::record::{Begin, FencingToken, Lock, OnLapse, Refusal, State, View};
+use onced::store::StoreError;
 
 use super::{LOCK_TTL, RETENTION, World, refusal, replay, request, response, until};
 use crate::support::faulty::{Fault, Gate};
@@ -52,6 +53,23 @@ async fn after_an_unknown_outcome_a_claim_is_resumed_by_a_write_and_never_taken_
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(matches!(world.stored().await.record.state, State::InProgress { .. }));
     world.two.complete(theirs.record.fencing_token, b"done").await.expect("still the holder");
+}
+
+/// Rule 2, where it cannot be settled: a store that is gone after a write of unknown outcome did not make it
+/// one that was not applied.
+#[tokio::test]
+async fn a_write_of_unknown_outcome_stays_unknown_when_the_store_is_gone_after_it() {
+    let world = World::new();
+    world.one.store.plan_swaps([Fault::LoseAnswer]);
+    world.one.store.plan_loads([Fault::FailBefore]);
+    let begun = world.one.begin(request(1), Duration::ZERO).await;
+    assert!(matches!(begun, Err(Error::Store(StoreError::OutcomeUnknown(_)))), "{begun:?}");
+    let token = world.stored().await.record.fencing_token;
+    world.one.store.plan_swaps([Fault::LoseAnswer]);
+    world.one.store.plan_loads([Fault::None, Fault::FailBefore]);
+    let completed = world.one.complete(token, b"done").await;
+    assert!(matches!(completed, Err(Error::Store(StoreError::OutcomeUnknown(_)))), "{completed:?}");
+    assert!(matches!(world.stored().await.record.state, State::Completed { .. }), "and it was applied");
 }
 
 /// Rule 2 again: a write that landed although its answer was lost ends in the same claim.
