@@ -38,14 +38,14 @@ impl Cluster {
         (0..count).map(nth).collect::<Vec<_>>().join(",")
     }
 
-    /// Starts all invocations at once. Each would run `script`, with `$1` the file to append to.
-    fn invoke(&self, key: &str, script: &str) -> JoinSet<Output> {
+    /// Starts all invocations at once. Each would run `script`, with `$1` the file to append to, under a lock of `ttl`.
+    fn invoke(&self, key: &str, script: &str, ttl: &str) -> JoinSet<Output> {
         let file = self.file(key);
         let mut running = JoinSet::new();
         for invocation in 0..INVOCATIONS {
             let mut command = tokio::process::Command::from(onced());
             command
-                .args(["exec", "--server", &self.addresses(invocation), "--key", key, "--ttl", "2s"])
+                .args(["exec", "--server", &self.addresses(invocation), "--key", key, "--ttl", ttl])
                 .args(["--", "sh", "-c", script, "sh"])
                 .arg(&file)
                 .stdin(Stdio::null())
@@ -85,7 +85,7 @@ async fn fifty_invocations_on_three_servers_run_the_command_once_in_every_round(
     let cluster = Cluster::start();
     for round in 0..ROUNDS {
         let key = format!("round-{round}");
-        let outputs = cluster.invoke(&key, SCRIPT).join_all().await;
+        let outputs = cluster.invoke(&key, SCRIPT, "2s").join_all().await;
         assert_eq!(lines(&cluster.file(&key)), ["ran as attempt 1"], "{key}");
         assert_eq!(outputs.len(), INVOCATIONS);
         assert_same(&outputs, &key);
@@ -98,7 +98,8 @@ async fn a_server_killed_and_restarted_in_mid_round_changes_nothing() {
     let slow = format!("sleep 2; {SCRIPT}");
     for round in 0..3 {
         let key = format!("round-{round}");
-        let running = cluster.invoke(&key, &slow);
+        // Renewed while the command runs, and yet not lost when a busy machine stands still for a second.
+        let running = cluster.invoke(&key, &slow, "5s");
         tokio::time::sleep(Duration::from_millis(1_000)).await;
         tokio::task::block_in_place(|| cluster.servers[round].kill_and_restart());
         let outputs = running.join_all().await;
@@ -115,7 +116,7 @@ async fn when_the_winner_is_killed_another_takes_over_and_all_print_what_that_on
     let script = format!(
         r#"if [ "$ONCED_ATTEMPT" = 1 ]; then echo "ran as attempt 1" >> "$1"; echo $PPID > "$1.pid"; sleep 10; exit; fi; {SCRIPT}"#
     );
-    let mut running = cluster.invoke(key, &script);
+    let mut running = cluster.invoke(key, &script, "2s");
     let pid_file = cluster.file("killed.pid");
     let winner = loop {
         if let Some(pid) = lines(&pid_file).first() {
