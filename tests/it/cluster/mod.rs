@@ -3,6 +3,5 @@
 
 mod callers;
 mod closed_loop;
-mod history;
 mod members;
 mod partitions;

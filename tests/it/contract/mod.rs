@@ -21,7 +21,7 @@ use onced_client::v1::{self, begin_response};
 use prost::Message;
 use tonic_types::{Status, pb};
 
-use crate::support::caller::{Caller, Session, Unary};
+use crate::support::caller::{Caller, Session, Unary, info};
 use crate::support::server::{Connection, HANGS, TestServer};
 use crate::support::stores::Controlled;
 
@@ -178,18 +178,6 @@ fn in_doubt_of(response: v1::BeginResponse) -> v1::InDoubt {
         Some(begin_response::Result::InDoubt(in_doubt)) => in_doubt,
         other => panic!("not in doubt, but {other:?}"),
     }
-}
-
-/// The ErrorInfo of an error, which has exactly one, of our domain.
-#[track_caller]
-fn info(status: &Status) -> pb::ErrorInfo {
-    let url = tonic_types::ErrorInfo::TYPE_URL;
-    let mut infos = status.details.iter().filter(|any| any.type_url == url);
-    let info = infos.next().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
-    assert!(infos.next().is_none(), "more than one ErrorInfo: {status:?}");
-    let info = pb::ErrorInfo::decode(info.value.as_slice()).unwrap();
-    assert_eq!(info.domain, "onced.dev");
-    info
 }
 
 /// Expects an error of this code and reason.

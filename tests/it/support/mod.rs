@@ -10,5 +10,6 @@ pub mod numbers;
 pub mod onced;
 mod peers;
 pub mod proxy;
+pub mod recorded;
 pub mod server;
 pub mod stores;
