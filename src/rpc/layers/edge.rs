@@ -13,7 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Uri};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method, StatusCode, Uri};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use onced_client::v1::ErrorReason;
 use tonic::body::Body;
@@ -92,6 +93,9 @@ where
 
     fn call(&mut self, mut request: http::Request<Q>) -> Self::Future {
         let at = self.clock.now();
+        if let Some(refusal) = not_grpc(&request) {
+            return Box::pin(async move { Ok(refusal) });
+        }
         let timeout = match timeout(request.headers()) {
             Ok(timeout) => timeout,
             Err(failure) => return Box::pin(async move { Ok(refusal(&failure)) }),
@@ -122,6 +126,25 @@ where
             })
         })
     }
+}
+
+/// The answer to a request that is not gRPC's: in HTTP's terms too, as whoever sent it may know no others.
+fn not_grpc<Q>(request: &http::Request<Q>) -> Option<http::Response<EdgeBody>> {
+    let (field, limit, sent, code) = if request.method() != Method::POST {
+        (":method", "must be POST", request.method().as_str(), StatusCode::METHOD_NOT_ALLOWED)
+    } else {
+        let sent = request.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("no text"));
+        let format = sent.and_then(|sent| sent.strip_prefix("application/grpc"));
+        if format.is_some_and(|format| format.is_empty() || format.starts_with(['+', ';'])) {
+            return None;
+        }
+        let limit = "must be application/grpc, with or without a format such as +proto";
+        ("content-type", limit, sent.unwrap_or("none"), StatusCode::UNSUPPORTED_MEDIA_TYPE)
+    };
+    let sent: String = sent.chars().take(100).collect();
+    let mut refusal = refusal(&Failure::invalid(ErrorReason::RequestMalformed, field, limit, sent));
+    *refusal.status_mut() = code;
+    Some(refusal)
 }
 
 /// Reads gRPC's timeout: up to eight digits and a unit.

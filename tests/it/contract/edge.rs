@@ -2,74 +2,19 @@
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::StreamBody;
 use hyper::body::Frame;
 use tonic::Code;
 use tonic::body::Body;
-use tower::{Service, ServiceExt};
 
+use super::raw::{framed, post, send};
 use super::*;
 use crate::support::caller::rpc_status;
 
 const BEGIN: &str = "/onced.v1.IdempotencyService/Begin";
 
-/// A message with gRPC's prefix.
-fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    [&[0], &length[..], message].concat()
-}
-
-/// Sends bytes to a path and brings the status that answers them.
-async fn post(on: &Fixture, path: &str, body: Vec<u8>, headers: &[(&str, &str)]) -> tonic::Status {
-    send(on, path, Body::new(Full::from(body)), headers).await
-}
-
-/// As `post`, of any body.
-async fn send(on: &Fixture, path: &str, body: Body, headers: &[(&str, &str)]) -> tonic::Status {
-    let mut connection = on.server.connect().await;
-    let uri = format!("{}{}", on.server.origin().to_string().trim_end_matches('/'), path);
-    let mut request = http::Request::post(uri)
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(body)
-        .unwrap();
-    for &(name, value) in headers {
-        let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
-        request.headers_mut().insert(name, value.parse().unwrap());
-    }
-    let response = connection.ready().await.unwrap().call(request).await.unwrap();
-    if let Some(status) = tonic::Status::from_header_map(response.headers()) {
-        return status;
-    }
-    let body = response.into_body().collect().await.unwrap();
-    tonic::Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
-}
-
 fn refused(status: &tonic::Status, code: Code, reason: &str) -> pb::ErrorInfo {
     assert_refused::<()>(Err(rpc_status(status)), code, reason)
-}
-
-#[tokio::test]
-async fn bytes_that_are_no_message_are_malformed() {
-    let on = Fixture::new(Way::Unary).await;
-    let not_utf8 = [&[0x0a, 2][..], &[0xff, 0xfe]].concat();
-    for body in
-        [framed(b"\xff\xff\xff"), framed(&not_utf8), vec![7, 0, 0, 0, 0], vec![0, 0, 0, 0, 9, 1], vec![]]
-    {
-        let status = post(&on, BEGIN, body.clone(), &[]).await;
-        let info = refused(&status, Code::InvalidArgument, "REQUEST_MALFORMED");
-        assert_eq!(info.metadata["field"], "request", "{body:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_message_over_the_limit_is_malformed_and_told_the_limit() {
-    let settings = rpc::Settings { max_message_bytes: 1_000, ..rpc::Settings::default() };
-    let on = Fixture::with(Way::Unary, settings).await;
-    let big = v1::BeginRequest { owner: "x".repeat(2_000), ..begin("a") };
-    let status = post(&on, BEGIN, framed(&big.encode_to_vec()), &[]).await;
-    refused(&status, Code::InvalidArgument, "REQUEST_MALFORMED");
-    assert!(status.message().contains("1000 bytes"), "{}", status.message());
 }
 
 #[tokio::test]
@@ -80,13 +25,6 @@ async fn an_unknown_method_and_an_unknown_service_are_told_so() {
         let info = refused(&status, Code::Unimplemented, "UNIMPLEMENTED");
         assert_eq!(info.metadata["method"], path);
     }
-}
-
-#[tokio::test]
-async fn an_unknown_compression_is_told_so() {
-    let on = Fixture::new(Way::Unary).await;
-    let status = post(&on, BEGIN, framed(&begin("a").encode_to_vec()), &[("grpc-encoding", "br")]).await;
-    refused(&status, Code::Unimplemented, "UNIMPLEMENTED");
 }
 
 #[tokio::test]

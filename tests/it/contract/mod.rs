@@ -4,6 +4,7 @@
 mod admin;
 mod edge;
 mod invalid;
+mod raw;
 mod session;
 mod unary_and_session;
 mod waiting;
