@@ -356,7 +356,9 @@ mod tests {
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         });
         let mut edge = tower::Layer::layer(&EdgeLayer { clock: Clock::system() }, service);
-        let response = tower::Service::call(&mut edge, http::Request::new(Body::empty())).await.unwrap();
+        let call = http::Request::post("/").header(http::header::CONTENT_TYPE, "application/grpc");
+        let call = call.body(Body::empty()).unwrap();
+        let response = tower::Service::call(&mut edge, call).await.unwrap();
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.details().is_empty());
