@@ -16,6 +16,7 @@ use tonic::Code;
 
 use super::dial::Dial;
 use super::endpoints::{Endpoints, Failure, Fault, Line, Stage};
+use super::identity::{Answer, Identity};
 use super::keyspace::PREFIX_MAX_BYTES;
 use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
 use crate::store::StoreError;
@@ -38,6 +39,8 @@ pub(super) enum CallError {
     Unfit(String),
     /// It never left this process, or came to a member that serves nobody: nothing was done.
     Unreachable(String),
+    /// It came to an etcd that has another store than the one that was opened: nothing was done in that.
+    Foreign(String),
     /// A put names a lease that is gone: nothing was done.
     LeaseNotFound,
     /// A lease of this id exists: nothing was done.
@@ -58,7 +61,7 @@ impl CallError {
 
     /// Whether etcd understood the request, and said no to it.
     pub(super) fn is_refusal(&self) -> bool {
-        !matches!(self, CallError::Unreachable(_) | CallError::Unknown(_))
+        !matches!(self, CallError::Unreachable(_) | CallError::Foreign(_) | CallError::Unknown(_))
     }
 
     /// What to tell of it.
@@ -69,6 +72,7 @@ impl CallError {
             | CallError::Unreachable(text)
             | CallError::NoSpace(text)
             | CallError::Unknown(text) => text,
+            CallError::Foreign(text) => format!("{text}; if that is meant to be so, restart onced"),
             CallError::LeaseNotFound => "etcd: the lease is gone".to_owned(),
             CallError::LeaseExists => "etcd: the lease exists already".to_owned(),
             CallError::TooLarge => format!("etcd's answer is larger than {DECODE_MAX_BYTES} bytes"),
@@ -92,21 +96,24 @@ enum Kind {
 pub(super) struct EtcdClient {
     endpoints: Arc<Endpoints>,
     call_timeout: Duration,
-    /// Runs as long as there is a client. Without a choice of endpoints there is nothing to probe.
-    _prober: Option<Arc<AbortOnDropHandle<()>>>,
+    /// Runs as long as there is a client.
+    _prober: Arc<AbortOnDropHandle<()>>,
 }
 
 impl EtcdClient {
     /// A client of the cluster at `endpoints` (host:port each, one at least), which probes them by reading
-    /// `probe_key`. Connects when first used, and again when needed.
-    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, probe_key: String) -> Self {
+    /// `marker`. Connects when first used, and again when needed.
+    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, marker: String) -> Self {
         // With a choice, a connection that is slow to be made leaves time to try another.
         let connect_timeout = if endpoints.len() > 1 { call_timeout / 3 } else { call_timeout };
-        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout));
-        let prober = endpoints
-            .several()
-            .then(|| Arc::new(AbortOnDropHandle::new(tokio::spawn(Arc::clone(&endpoints).probe(probe_key)))));
-        Self { endpoints, call_timeout, _prober: prober }
+        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout, Identity::new(marker)));
+        let prober = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&endpoints).probe()));
+        Self { endpoints, call_timeout, _prober: Arc::new(prober) }
+    }
+
+    /// From now on calls only go where the marker holds this.
+    pub(super) fn settle(&self, marker: Vec<u8>) {
+        self.endpoints.settle(marker);
     }
 
     /// How long a call may take.
@@ -217,7 +224,7 @@ impl EtcdClient {
         join_all(self.endpoints.lines().into_iter().map(ask)).await
     }
 
-    async fn call<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+    async fn call<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
         kind: Kind,
         make: impl Fn(&Client) -> F,
@@ -227,7 +234,7 @@ impl EtcdClient {
 
     /// Sends a call to the current endpoint, and to the others as far as that is harmless, until one answers
     /// or the time is up.
-    async fn call_at<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+    async fn call_at<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
         kind: Kind,
         make: impl Fn(&Client) -> F,
@@ -243,7 +250,7 @@ impl EtcdClient {
         }
     }
 
-    async fn try_each<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+    async fn try_each<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
         kind: Kind,
         make: impl Fn(&Client) -> F,
@@ -280,14 +287,17 @@ impl EtcdClient {
                 Fault::Certain => self.endpoints.give_up(&line, &error.clone().into_text()),
             }
             let again = match &error {
-                CallError::Unreachable(_) => true,
+                CallError::Unreachable(_) | CallError::Foreign(_) => true,
                 CallError::Unknown(_) => kind != Kind::Write,
                 _ => false,
             };
             if !again {
                 return Err(error);
             }
-            last = error;
+            // The gravest is told.
+            if !matches!(last, CallError::Foreign(_)) {
+                last = error;
+            }
         }
         Err(last)
     }

@@ -3,20 +3,21 @@
 //! An endpoint is left at once when it refuses connections or has lost its leader, and as soon as it is slow
 //! while another one answers: then what still waits on it is let go as well. A prober notices the slow ones,
 //! and those that are well again; so does a call that is answered. Where none answers in time, each is waited for.
-//! Where there is one endpoint alone, it is always tried.
+//! One that is down is still tried where there is none better.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions};
+use etcd_client::Client;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CallError, classify};
 use super::dial::Dial;
+use super::identity::{Answer, Identity, foreign};
 
 /// How often endpoints are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,6 +34,7 @@ pub(super) struct Endpoints {
     /// Wakes the prober early.
     doubt: Notify,
     dial: Dial,
+    identity: Identity,
     /// How long a connection may take to be made.
     connect_timeout: Duration,
 }
@@ -51,7 +53,11 @@ struct State {
 #[derive(Default)]
 struct Link {
     client: OnceCell<Client>,
+    /// Set when it was found to reach the store that was opened.
+    verified: OnceCell<()>,
     gone: CancellationToken,
+    /// Why it was given up.
+    why: OnceLock<String>,
 }
 
 /// An endpoint as chosen for one attempt of a call.
@@ -79,17 +85,24 @@ pub(super) enum Stage {
 
 impl Endpoints {
     /// The endpoints at these addresses (host:port), the first one being the current one. Nothing is sent yet.
-    pub(super) fn new(addresses: &[String], dial: Dial, connect_timeout: Duration) -> Self {
+    pub(super) fn new(
+        addresses: &[String],
+        dial: Dial,
+        connect_timeout: Duration,
+        identity: Identity,
+    ) -> Self {
         let endpoint = |address: &String| {
             let state = Mutex::new(State { link: Arc::default(), down: false });
             Endpoint { address: address.clone(), state }
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
-        if all.len() > 1 {
-            // One alone is never probed, so nothing is known of it.
-            all.iter().for_each(|endpoint| endpoint.count_up(true));
-        }
-        Self { all, current: AtomicUsize::new(0), doubt: Notify::new(), dial, connect_timeout }
+        all.iter().for_each(|endpoint| endpoint.count_up(true));
+        Self { all, current: AtomicUsize::new(0), doubt: Notify::new(), dial, identity, connect_timeout }
+    }
+
+    /// Settles which store calls are to reach.
+    pub(super) fn settle(&self, marker: Vec<u8>) {
+        self.identity.settle(marker);
     }
 
     /// Whether there is a choice.
@@ -121,7 +134,7 @@ impl Endpoints {
     }
 
     /// Tries a call once at an endpoint, in whatever time the caller leaves it.
-    pub(super) async fn attempt<T, F: Future<Output = Result<T, etcd_client::Error>>>(
+    pub(super) async fn attempt<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
         line: &Line,
         stage: &mut Stage,
@@ -130,8 +143,7 @@ impl Endpoints {
         *stage = Stage::Connecting;
         let address = self.address(line);
         let call = async {
-            let connecting =
-                line.link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout));
+            let connecting = self.connection(&line.link, address);
             let client = match tokio::time::timeout(self.connect_timeout, connecting).await {
                 Ok(Ok(client)) => client,
                 Ok(Err(error)) => return Err(Failure::of(error)),
@@ -141,9 +153,9 @@ impl Endpoints {
                     return Err(Failure::of(CallError::Unreachable(text)));
                 }
             };
-            let call = make(client);
+            let (call, before) = (make(client), self.identity.revision());
             *stage = Stage::Sent;
-            call.await.map_err(|error| {
+            let answer = call.await.map_err(|error| {
                 Failure::of(match classify(error) {
                     // Authentication was switched on since the connection was made. The next one logs in.
                     CallError::Refused(text) if self.logs_in() && text.ends_with("user name is empty") => {
@@ -151,16 +163,33 @@ impl Endpoints {
                     }
                     error => error,
                 })
-            })
+            })?;
+            match self.identity.check(&answer, before) {
+                Ok(()) => Ok(answer),
+                // Whatever was done was done elsewhere, and that may yet become the store.
+                Err(why) => {
+                    Err(Failure { error: CallError::Unknown(foreign(address, &why)), fault: Fault::Certain })
+                }
+            }
         };
         tokio::select! {
             biased;
             done = call => done,
             () = line.link.gone.cancelled() => {
-                let text = format!("the etcd endpoint {address} was given up while a call waited for it");
+                let why = line.link.why.get().map(|why| format!(": {why}")).unwrap_or_default();
+                let text = format!("the etcd endpoint {address} was given up while a call waited for it{why}");
                 Err(Failure { error: stage.lost(text), fault: Fault::None })
             }
         }
+    }
+
+    /// The connection of a link, made if there is none yet.
+    async fn connection<'a>(&self, link: &'a Link, address: &str) -> Result<&'a Client, CallError> {
+        let client = link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout)).await?;
+        if self.identity.is_settled() {
+            link.verified.get_or_try_init(|| self.identity.verify(client, address)).await?;
+        }
+        Ok(client)
     }
 
     /// Gives up an endpoint that failed: what still waits on it is let go, and the next call goes elsewhere.
@@ -172,13 +201,14 @@ impl Endpoints {
             return;
         }
         state.link = Arc::default();
-        let newly_down = self.several() && !std::mem::replace(&mut state.down, self.several());
+        let newly_down = !std::mem::replace(&mut state.down, true);
         drop(state);
         if newly_down {
             endpoint.count_up(false);
             tracing::warn!(endpoint = endpoint.address, why, "an etcd endpoint is down");
         }
         self.leave(line.index);
+        let _ = line.link.why.set(why.to_owned());
         // After the choice: who is let go is not to come back here.
         line.link.gone.cancel();
     }
@@ -234,44 +264,54 @@ impl Endpoints {
         self.doubt.notify_one();
     }
 
-    /// Probes all endpoints, again and again, by reading `key`.
-    pub(super) async fn probe(self: Arc<Self>, key: String) {
+    /// Probes all endpoints, again and again.
+    pub(super) async fn probe(self: Arc<Self>) {
         loop {
-            self.probe_once(&key).await;
+            self.probe_once().await;
             tokio::time::sleep(PROBE_PAUSE).await;
             // Out of time or woken: the same.
             let _ = tokio::time::timeout(PROBE_INTERVAL - PROBE_PAUSE, self.doubt.notified()).await;
         }
     }
 
-    async fn probe_once(&self, key: &str) {
+    async fn probe_once(&self) {
         let probe = async |line: Line| {
-            let (probed, mut stage) = (self.to_probe(&line), Stage::Connecting);
-            let read = self.attempt(&probed, &mut stage, |client| {
-                let mut kv = client.kv_client();
-                // Linearizable: a member that lost its cluster, or cannot write its disk, does not answer.
-                async move { kv.get(key, Some(GetOptions::new().with_count_only())).await }
-            });
-            let failed = match tokio::time::timeout(PROBE_TIMEOUT, read).await {
-                Ok(Ok(_)) => None,
-                Ok(Err(failure)) if failure.error.is_refusal() => None,
-                Ok(Err(failure)) => Some(failure.error.into_text()),
-                Err(_) => Some(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
-            };
-            (line, probed, failed)
+            let probed = self.to_probe(&line);
+            let found = self.look(&probed).await;
+            (line, probed, found)
         };
         let probes = join_all(self.lines().into_iter().map(probe)).await;
-        for (line, probed, _) in probes.iter().filter(|(.., failed)| failed.is_none()) {
+        for (line, probed, _) in probes.iter().filter(|(.., found)| *found == Found::Well) {
             self.replace(line, probed);
             self.is_well(probed);
         }
         // While none answers, none is better.
-        if probes.iter().any(|(.., failed)| failed.is_none()) {
-            for (line, _, failed) in &probes {
-                if let Some(why) = failed {
-                    self.give_up(line, why);
-                }
+        let better = probes.iter().any(|(.., found)| *found == Found::Well);
+        for (line, _, found) in &probes {
+            match found {
+                Found::Foreign(why) => self.give_up(line, why),
+                Found::Bad(why) if better => self.give_up(line, why),
+                Found::Bad(_) | Found::Well => {}
             }
+        }
+    }
+
+    /// Probes an endpoint.
+    async fn look(&self, line: &Line) -> Found {
+        let mut stage = Stage::Connecting;
+        let read = self.attempt(line, &mut stage, |client| {
+            let client = client.clone();
+            async move { self.identity.read(&client).await }
+        });
+        match tokio::time::timeout(PROBE_TIMEOUT, read).await {
+            Ok(Ok(read)) => match self.identity.recognise(&read) {
+                Ok(()) => Found::Well,
+                Err(why) => Found::Foreign(foreign(self.address(line), &why)),
+            },
+            Ok(Err(Failure { error: CallError::Foreign(why), .. })) => Found::Foreign(why),
+            Ok(Err(failure)) if failure.error.is_refusal() => Found::Well,
+            Ok(Err(failure)) => Found::Bad(failure.error.into_text()),
+            Err(_) => Found::Bad(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
         }
     }
 
@@ -284,6 +324,17 @@ impl Endpoints {
         let current = self.current.load(Ordering::SeqCst);
         (current..self.all.len()).chain(0..current)
     }
+}
+
+/// What a probe found of an endpoint.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// It serves.
+    Well,
+    /// It does not.
+    Bad(String),
+    /// It serves another store.
+    Foreign(String),
 }
 
 impl Endpoint {
@@ -329,7 +380,7 @@ pub(super) enum Fault {
 impl Failure {
     fn of(error: CallError) -> Self {
         let fault = match &error {
-            CallError::Unreachable(_) => Fault::Certain,
+            CallError::Unreachable(_) | CallError::Foreign(_) => Fault::Certain,
             CallError::Unknown(_) => Fault::Likely,
             _ => Fault::None,
         };
@@ -345,7 +396,8 @@ mod tests {
     fn a_late_answer_says_nothing_of_the_connection_that_came_after() {
         let addresses = ["one:1".to_owned(), "two:1".to_owned()];
         let dial = Dial { tls: None, login: None };
-        let endpoints = Endpoints::new(&addresses, dial, Duration::from_secs(1));
+        let endpoints =
+            Endpoints::new(&addresses, dial, Duration::from_secs(1), Identity::new("m".to_owned()));
         let is_down = || endpoints.all[0].state().down;
         let line = endpoints.line(0);
         endpoints.give_up(&line, "it is silent");

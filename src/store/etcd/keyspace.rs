@@ -1,5 +1,5 @@
 //! Where things lie in etcd: `<prefix>/r/<namespace>/<key>` for records, `<prefix>/l/<lease>` for the
-//! sentinels of lock leases, `<prefix>/meta` for the format marker.
+//! sentinels of lock leases, `<prefix>/meta` for the marker of the store.
 //!
 //! No two names share an etcd key: a namespace has no `/`, so the first one after it ends it, and all that
 //! follows is the key, byte for byte. No two prefixes share one either: no segment of a prefix is `r` or
@@ -49,7 +49,7 @@ impl Keyspace {
         &self.prefix
     }
 
-    /// The format marker.
+    /// The marker: the version of the format, and which store it is.
     pub(super) fn meta(&self) -> String {
         format!("{}/meta", self.prefix)
     }
@@ -57,6 +57,11 @@ impl Keyspace {
     /// A record.
     pub(super) fn record(&self, key: &RecordKey) -> String {
         format!("{}{}", self.records(&key.namespace), key.key.as_str())
+    }
+
+    /// What all records begin with.
+    pub(super) fn all_records(&self) -> String {
+        format!("{}/r/", self.prefix)
     }
 
     /// What the records of a namespace begin with.

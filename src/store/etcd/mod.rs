@@ -5,6 +5,7 @@
 //! - `client`: calls, bounded in time, and what their failures mean.
 //! - `endpoints`: which endpoint they go to.
 //! - `dial`: how a connection is made.
+//! - `identity`: whether it reaches the store that was opened.
 //! - `status`: how full etcd is.
 //! - `leases`: the shared leases.
 //! - `write`: conditional writes, and the transactions that carry them.
@@ -16,6 +17,7 @@ mod client;
 mod commit;
 mod dial;
 mod endpoints;
+mod identity;
 mod keyspace;
 mod lapses;
 mod leases;
@@ -278,9 +280,12 @@ impl EtcdStore {
                 Ok(Attempt::LeaseGone)
             }
             Err(CallError::NoSpace(text)) => Err(Box::pin(self.settle_full(name, expected, text)).await),
-            Err(CallError::Refused(text) | CallError::Unfit(text) | CallError::Unreachable(text)) => {
-                Err(StoreError::NotApplied(text))
-            }
+            Err(
+                CallError::Refused(text)
+                | CallError::Unfit(text)
+                | CallError::Unreachable(text)
+                | CallError::Foreign(text),
+            ) => Err(StoreError::NotApplied(text)),
             Err(error @ (CallError::LeaseExists | CallError::TooLarge | CallError::Unknown(_))) => {
                 Err(StoreError::OutcomeUnknown(error.into_text()))
             }

@@ -72,6 +72,14 @@ pub enum OpenError {
         /// Its version.
         version: String,
     },
+    /// The endpoints are not those of one cluster.
+    #[error("the etcd endpoints {endpoints} are not of one cluster: {why}; name the members of one")]
+    Foreign {
+        /// The endpoints.
+        endpoints: String,
+        /// What shows it.
+        why: String,
+    },
     /// What lies below the prefix was not written by this version of onced, or not by onced at all.
     #[error("the etcd prefix {prefix:?} cannot be used by this onced: {why}")]
     Format {
@@ -159,9 +167,17 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
         tracing::warn!("the password for etcd goes over the network for all to read: use TLS (etcds://)");
     }
     let client = EtcdClient::new(&config.endpoints, dial, config.call_timeout, keyspace.meta());
-    let marker = reach(config, &client, keyspace).await?;
-    check_marker(&marker).map_err(|why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why })?;
-    check_versions(&client).await?;
+    let format = |why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why };
+    let marker = reach(config, &client, keyspace).await?.ok_or_else(|| {
+        format(format!(
+            "there are records below it without its marker, {}: that was removed, or they are somebody else's; put \
+             it back, or choose another prefix",
+            keyspace.meta()
+        ))
+    })?;
+    check_marker(&marker).map_err(format)?;
+    client.settle(marker);
+    check_members(config, &client).await?;
     match may_write(&client, keyspace).await {
         // A full etcd still serves what is there.
         Ok(()) | Err(CallError::NoSpace(_)) => Ok(client),
@@ -170,8 +186,12 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
     }
 }
 
-/// The format marker, read until that works or the time is up: a cluster may be without a leader just now.
-async fn reach(config: &EtcdConfig, client: &EtcdClient, keyspace: &Keyspace) -> Result<Vec<u8>, OpenError> {
+/// As [`marker`], until that works or the time is up: a cluster may be without a leader just now.
+async fn reach(
+    config: &EtcdConfig,
+    client: &EtcdClient,
+    keyspace: &Keyspace,
+) -> Result<Option<Vec<u8>>, OpenError> {
     let mut why = "no answer".to_owned();
     let tries = async {
         loop {
@@ -205,38 +225,48 @@ fn check_endpoint(endpoint: &str) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The format marker of the prefix, written if there is none. It is read first: a full etcd refuses all writes.
-async fn marker(client: &EtcdClient, keyspace: &Keyspace) -> Result<Vec<u8>, CallError> {
+/// The marker of the prefix, written if there is none; `None` if there is none and yet there are records. It is
+/// read first: a full etcd refuses all writes.
+async fn marker(client: &EtcdClient, keyspace: &Keyspace) -> Result<Option<Vec<u8>>, CallError> {
     let name = keyspace.meta();
     if let Some(marker) = client.get(name.as_str(), None).await?.kvs().first() {
-        return Ok(marker.value().to_vec());
+        return Ok(Some(marker.value().to_vec()));
     }
-    let ours = format!("{MARKER}{STORE_FORMAT}");
+    // Its own id tells a store from one that took its place, even where the clusters are called the same.
+    let ours = format!("{MARKER}{STORE_FORMAT} store {:032x}", fastrand::u128(..));
+    let absent = |name: &str| Compare::create_revision(name, CompareOp::Equal, 0);
+    let none_below = |name: String| absent(&name).with_prefix();
     let txn = Txn::new()
-        .when([Compare::create_revision(name.as_str(), CompareOp::Equal, 0)])
+        .when([absent(&name), none_below(keyspace.all_records()), none_below(keyspace.sentinels())])
         .and_then([TxnOp::put(name.as_str(), ours.as_str(), None)])
         .or_else([TxnOp::get(name.as_str(), None)]);
     let answer = client.txn(txn).await?;
+    if answer.succeeded() {
+        return Ok(Some(ours.into_bytes()));
+    }
     let theirs = answer.op_responses().into_iter().find_map(|response| match response {
         TxnOpResponse::Get(mut read) => read.take_kvs().pop(),
         TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
     });
-    Ok(theirs.map_or(ours.into_bytes(), |marker| marker.value().to_vec()))
+    Ok(theirs.map(|marker| marker.value().to_vec()))
 }
 
 /// Whether a store may write what it has to, shown by a transaction that never does: etcd checks both branches.
 async fn may_write(client: &EtcdClient, keyspace: &Keyspace) -> Result<(), CallError> {
     let never = Compare::create_revision(keyspace.meta(), CompareOp::Less, 0);
-    let names = [format!("{}/r/", keyspace.prefix()), keyspace.sentinels()];
+    let names = [keyspace.all_records(), keyspace.sentinels()];
     let puts: Vec<TxnOp> = names.into_iter().map(|name| TxnOp::put(name, "", None)).collect();
     client.txn(Txn::new().when([never]).and_then(puts)).await.map(|_| ())
 }
 
-/// Looks at the version of each member that can be reached.
-async fn check_versions(client: &EtcdClient) -> Result<(), OpenError> {
+/// Looks at each member that can be reached: that it has this store, and its version.
+async fn check_members(config: &EtcdConfig, client: &EtcdClient) -> Result<(), OpenError> {
     for (endpoint, status) in client.statuses().await {
         let version = match status {
             Ok(status) => status.version().to_owned(),
+            Err(CallError::Foreign(why)) => {
+                return Err(OpenError::Foreign { endpoints: config.endpoints.join(", "), why });
+            }
             Err(error) => {
                 tracing::warn!(
                     endpoint,
@@ -289,8 +319,8 @@ fn verdict(version: &str) -> Verdict {
 }
 
 fn check_marker(marker: &[u8]) -> Result<(), String> {
-    let format = std::str::from_utf8(marker).ok().and_then(|text| text.strip_prefix(MARKER));
-    match format.and_then(|format| format.parse().ok()) {
+    let text = std::str::from_utf8(marker).ok().and_then(|text| text.strip_prefix(MARKER));
+    match text.and_then(|text| text.split(' ').next()).and_then(|format| format.parse().ok()) {
         Some(format) => check_format(format),
         None => Err("its marker was not written by onced; choose another prefix".to_owned()),
     }
@@ -335,7 +365,9 @@ mod tests {
 
     #[test]
     fn a_marker_of_this_format_is_taken_and_every_other_refused() {
-        assert_eq!(check_marker(format!("onced format {STORE_FORMAT}").as_bytes()), Ok(()));
+        for rest in ["", " store 0123"] {
+            assert_eq!(check_marker(format!("onced format {STORE_FORMAT}{rest}").as_bytes()), Ok(()));
+        }
         let newer = check_marker(format!("onced format {}", STORE_FORMAT + 1).as_bytes());
         assert!(newer.unwrap_err().contains("newer"));
         for marker in [&b""[..], b"onced format ", b"onced format x", b"onced format 0", b"\xff"] {

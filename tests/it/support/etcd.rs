@@ -22,6 +22,7 @@ while read -r order; do
         "$@" >>"$dir/log" 2>&1 </dev/null &
         pid=$!
         ;;
+    wipe) rm -rf "$dir/data" ;;
     kill) kill -KILL "$pid" && wait "$pid" ;;
     freeze)
         kill -STOP "$pid"
@@ -169,6 +170,11 @@ impl EtcdProcess {
     /// Ends it as by kill -9. It can be started again.
     pub fn kill(&self) {
         self.order("kill");
+    }
+
+    /// Has it lose its data. It is to be killed before.
+    pub fn wipe(&self) {
+        self.order("wipe");
     }
 
     /// Starts it again on the same data and ports, and waits until it serves.

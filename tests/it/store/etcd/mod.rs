@@ -4,6 +4,7 @@ mod auth;
 mod batches;
 mod endpoints;
 mod faults;
+mod identity;
 mod lapses;
 mod late_writes;
 mod leases;

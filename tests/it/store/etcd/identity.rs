@@ -1,0 +1,135 @@
+//! A store stays in the etcd that it was opened in: another one, or the same one with its data lost, is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::DeleteOptions;
+use onced::store::etcd::{EtcdConfig, OpenError};
+use onced::store::{Expected, RecordStore, StoreError, Swapped};
+
+use super::opening::refused;
+use super::{client, long_claim, open};
+use crate::store::fixture::{PATIENCE, create, key};
+use crate::support::etcd::{EtcdProcess, fresh_prefix};
+use crate::support::proxy::Proxy;
+
+/// Tries to claim the key, again and again, until the error says this.
+async fn refuses_to_claim(store: &Arc<dyn RecordStore>, says: &str) {
+    let mut last = String::new();
+    let refused = async {
+        loop {
+            match store.swap(&key("k"), Expected::Absent, Some(&long_claim())).await {
+                Ok(swapped) => panic!("it went to another store: {swapped:?}"),
+                Err(StoreError::NotApplied(why) | StoreError::OutcomeUnknown(why)) if why.contains(says) => {
+                    return;
+                }
+                // Nothing answers, or not yet.
+                Err(StoreError::NotApplied(why) | StoreError::OutcomeUnknown(why)) => last = why,
+                Err(error) => panic!("another error: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let refused = tokio::time::timeout(PATIENCE, refused).await;
+    assert!(refused.is_ok(), "it goes on to say: {last}");
+}
+
+async fn removes_all(config: &EtcdConfig) {
+    let below = DeleteOptions::new().with_prefix();
+    client(config).await.delete(format!("{}/", config.prefix), Some(below)).await.unwrap();
+}
+
+#[tokio::test]
+async fn endpoints_of_two_clusters_are_refused() {
+    let (one, other) = (EtcdProcess::shared(), EtcdProcess::start());
+    let endpoints = vec![one.endpoint(), other.endpoint()];
+    let error = refused(EtcdConfig::new(endpoints, fresh_prefix())).await;
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+    let text = error.to_string();
+    for says in [&one.endpoint(), &other.endpoint(), "another cluster"] {
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn no_call_fails_over_to_another_cluster() {
+    let (etcd, other) = (EtcdProcess::start(), EtcdProcess::start());
+    let elsewhere = Proxy::start(other.endpoint()).await;
+    // It is not there when the store is opened.
+    elsewhere.close();
+    let endpoints = vec![etcd.endpoint(), elsewhere.endpoint()];
+    let store = open(&EtcdConfig::new(endpoints, fresh_prefix())).await;
+    create(&store, &key("k"), &long_claim()).await;
+    etcd.kill();
+    elsewhere.open();
+    refuses_to_claim(&store, "another cluster").await;
+    etcd.restart();
+    let back = async {
+        while store.load(&key("k")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.expect("the store is found again");
+    assert!(store.load(&key("k")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn an_etcd_that_lost_its_data_is_noticed() {
+    let etcd = EtcdProcess::start();
+    let config = etcd.config();
+    let store = open(&config).await;
+    create(&store, &key("k"), &long_claim()).await;
+    etcd.kill();
+    etcd.wipe();
+    // The same name and ports: its cluster is called the same.
+    etcd.restart();
+    refuses_to_claim(&store, "does not have the store that was opened").await;
+    // Others may begin anew there; who knew the old one still does not mistake it for that.
+    let anew = open(&config).await;
+    let claimed = anew.swap(&key("k"), Expected::Absent, Some(&long_claim())).await;
+    assert!(matches!(claimed, Ok(Swapped::Done(_))));
+    for _ in 0..300 {
+        create(&anew, &key("other"), &long_claim()).await;
+        let gone = anew.load(&key("other")).await.unwrap().unwrap().revision;
+        anew.swap(&key("other"), Expected::At(gone), None).await.unwrap();
+    }
+    refuses_to_claim(&store, "restart onced").await;
+}
+
+#[tokio::test]
+async fn a_prefix_that_is_removed_is_noticed_and_so_is_its_return() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    let name = format!("{}/meta", config.prefix);
+    let marker = client(&config).await.get(name.as_str(), None).await.unwrap().kvs()[0].value().to_vec();
+    removes_all(&config).await;
+    let noticed = async {
+        while store.load(&key("k")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, noticed).await.expect("that it is gone is noticed");
+    refuses_to_claim(&store, "is gone").await;
+    client(&config).await.put(name.as_str(), marker, None).await.unwrap();
+    let back = async {
+        while store.load(&key("k")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.expect("the store is found again");
+    create(&store, &key("k"), &long_claim()).await;
+}
+
+#[tokio::test]
+async fn records_without_a_marker_are_not_taken_over() {
+    for below in ["r/ns/k", "l/0123456789abcdef"] {
+        let config = EtcdProcess::shared().config();
+        client(&config).await.put(format!("{}/{below}", config.prefix), "", None).await.unwrap();
+        let error = refused(config.clone()).await;
+        assert!(matches!(error, OpenError::Format { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{}/meta", config.prefix)) && !text.contains("ns"), "{text}");
+        removes_all(&config).await;
+        open(&config).await;
+    }
+}
