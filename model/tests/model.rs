@@ -1,0 +1,59 @@
+//! Every model at its small size, in all of its states; and every fault, found.
+
+#![allow(clippy::expect_used)] // It is all test.
+
+use std::collections::BTreeSet;
+
+use onced_model::fault::Fault;
+use onced_model::suite::{Size, Subject, subjects};
+
+fn subject(name: &str) -> Subject {
+    subjects(Size::Small).into_iter().find(|subject| subject.name == name).expect("a model of this name")
+}
+
+fn keeps_its_promises(name: &str) {
+    let figures = subject(name).check(1, |_, _| ());
+    println!("{name:<12} {figures}");
+    assert_eq!(figures.broken, None, "{name}");
+    assert!(figures.missing.is_empty(), "{name} never saw: {:?}", figures.missing);
+}
+
+macro_rules! models {
+    ($($test:ident: $name:literal,)*) => {
+        $(#[test]
+        fn $test() {
+            keeps_its_promises($name);
+        })*
+
+        #[test]
+        fn every_model_has_its_test() {
+            let tested = BTreeSet::from([$($name),*]);
+            assert_eq!(tested, subjects(Size::Small).iter().map(|subject| subject.name).collect());
+        }
+    };
+}
+
+models! {
+    callers_whose_locks_are_all_held_get_what_is_promised: "unlapsed",
+    callers_get_what_is_promised: "claims",
+    servers_that_guess_keep_what_is_promised: "guesses",
+    callers_who_release_get_what_is_promised: "releases",
+    callers_of_held_records_get_what_is_promised: "hold",
+    checkpoints_never_go_back: "checkpoints",
+    operators_act_on_what_they_saw: "operators",
+    rooms_share_reads_that_are_fresh: "rooms",
+    batches_decide_each_write_for_itself: "batches",
+    restarts_shorten_no_lock_and_lose_no_outcome: "restarts",
+    a_cache_serves_nothing_that_is_gone: "cache",
+}
+
+#[test]
+fn every_planted_fault_breaks_a_promise() {
+    for &fault in Fault::ALL {
+        let name = fault.found_by();
+        let figures = subject(name).with(fault).check(1, |_, _| ());
+        println!("{:<26} {name:<12} {:>7} states", format!("{fault:?}"), figures.states);
+        let (promise, path) = figures.broken.unwrap_or_else(|| panic!("{name} does not find {fault:?}"));
+        println!("    {promise}, after {} steps:\n      {}", path.len(), path.join("\n      "));
+    }
+}
