@@ -9,6 +9,7 @@ mod cluster;
 mod contract;
 mod coordinator;
 mod exec_across_hosts;
+mod histories;
 mod server;
 mod store;
 mod support;

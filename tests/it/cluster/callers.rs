@@ -102,7 +102,8 @@ impl World {
     /// Holds all promises against what callers saw. Nothing fails any more since `healed`.
     pub fn check(&self, healed: Moment) -> Totals {
         let healed = Some(healed.since(self.begun));
-        let bounds = Bounds { late_max: LATE_MAX, healed, usable_after: HANGS, ..Bounds::until(self.time()) };
+        let bounds =
+            Bounds { late_max: LATE_MAX, healed, usable_after: 2 * HANGS, ..Bounds::until(self.time()) };
         self.history.check(&bounds).unwrap_or_else(|wrong| panic!("{wrong}"))
     }
 

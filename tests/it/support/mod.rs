@@ -11,5 +11,6 @@ pub mod onced;
 mod peers;
 pub mod proxy;
 pub mod recorded;
+pub mod rounds;
 pub mod server;
 pub mod stores;

@@ -1,0 +1,336 @@
+//! Callers of every kind, holders, readers and operators, beside two servers that lose their store's answers. What
+//! they see has to be what the specification allows. `ONCED_TEST_ROUNDS` says how often.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use onced::clock::{Clock, Moment};
+use onced::record::limits::{LOCK_TTL_MIN, RETENTION_MIN};
+use onced::store::RecordStore;
+use onced::store::embedded::EmbeddedStore;
+use onced_client::v1::admin_service_client::AdminServiceClient;
+use onced_client::v1::session_request::Call;
+use onced_client::v1::session_response::Answer;
+use onced_client::v1::{self, begin_response, resolve_request};
+use onced_history::{self as history, Bounds, Fate, History, Resolution, Time, Totals};
+use tonic_types::Status;
+
+use crate::support::caller::{Caller, Session, Unary, rpc_status};
+use crate::support::faulty::{Fault, FaultyStore, Gate};
+use crate::support::recorded;
+use crate::support::rounds::rounds;
+use crate::support::server::{Connection, TestServer};
+
+const NAMESPACE: &str = "orders";
+const ROUNDS: usize = 4;
+const CALLERS: usize = 8;
+/// How many keys are in use at a time, and after how many deeds of all callers the oldest of them is left.
+const KEYS: usize = 4;
+const DEEDS_PER_KEY: usize = 50;
+/// How often each caller does something.
+const DEEDS: usize = 150;
+/// How often a caller tries a call before it becomes somebody else.
+const TRIES: usize = 3;
+/// How much faster the clock of the store and of the history runs: locks lapse in hundredths of a second.
+const SPEED: u32 = 50;
+
+/// What all callers share.
+struct World {
+    history: History,
+    clock: Clock,
+    /// The token last told of each key, for operators.
+    tokens: Mutex<HashMap<String, u64>>,
+    /// How often something was done.
+    deeds: AtomicUsize,
+}
+
+/// A caller of both servers.
+struct Participant {
+    world: Arc<World>,
+    servers: [Box<dyn Caller>; 2],
+    operator: AdminServiceClient<Connection>,
+    owner: String,
+    request_id: String,
+    /// The key and the token that it holds.
+    held: Option<(String, u64)>,
+}
+
+impl World {
+    fn now(&self) -> Time {
+        self.clock.now().since(Moment::default())
+    }
+
+    /// The keys in use until now.
+    fn keys(&self) -> usize {
+        self.deeds.load(Ordering::Relaxed) / DEEDS_PER_KEY + KEYS
+    }
+
+    /// Makes a call until it is answered; at times its caller does not wait, or the answer is lost.
+    async fn settle<T>(
+        &self,
+        key: &str,
+        call: history::Call,
+        told: impl Fn(&Result<T, Status>) -> Result<history::Answer, fn(Time) -> Fate>,
+        try_once: impl AsyncFn(usize) -> Result<T, Status>,
+    ) -> Option<Result<T, Status>> {
+        let id = self.history.call(key, call);
+        for tried in 0..TRIES {
+            self.history.sent(&id, self.now(), None);
+            let patience = if fastrand::u8(0..20) == 0 { fastrand::u64(0..3) } else { 10_000 };
+            let answer = tokio::time::timeout(Duration::from_millis(patience), try_once(tried)).await;
+            let is_lost = fastrand::u8(0..20) == 0;
+            let now = self.now();
+            match answer.map(|answer| (told(&answer), answer)) {
+                Ok((Ok(told), answer)) if !is_lost => {
+                    self.history.answered(&id, now, told);
+                    return Some(answer);
+                }
+                Ok((Err(fate), _)) => self.history.failed(&id, fate(now)),
+                Ok((Ok(_), _)) | Err(_) => self.history.failed(&id, Fate::Unknown(now)),
+            }
+        }
+        None
+    }
+}
+
+impl Participant {
+    async fn new(world: &Arc<World>, one: &TestServer, other: &TestServer) -> Self {
+        let servers: [Box<dyn Caller>; 2] =
+            [Box::new(Unary(one.client().await)), Box::new(Session::open(other).await)];
+        let operator = one.admin().await;
+        let owner = format!("host-{}", fastrand::u8(0..3));
+        Self { world: Arc::clone(world), servers, operator, owner, request_id: new_id(), held: None }
+    }
+
+    async fn take_part(&mut self) {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
+        self.world.deeds.fetch_add(1, Ordering::Relaxed);
+        let keys = self.world.keys();
+        let any_key = format!("order-{}", fastrand::usize(keys - KEYS..keys));
+        match (fastrand::u8(0..100), self.held.take()) {
+            (0..10, held) => {
+                self.held = held;
+                self.call(&any_key, lookup(&any_key)).await;
+            }
+            (10..14, held) => {
+                self.held = held;
+                self.operate(&any_key).await;
+            }
+            (_, None) => self.begin(&any_key).await,
+            (14..40, Some((key, token))) => {
+                if self.call(&key, renew(&key, token)).await.is_some() {
+                    self.held = Some((key, token));
+                }
+            }
+            (40..50, held) => {
+                // Its lock may lapse.
+                self.held = held;
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..60))).await;
+            }
+            (50..70, Some((key, token))) => {
+                self.call(&key, complete(&key, token)).await;
+                self.request_id = new_id();
+            }
+            (70..95, Some((key, token))) => {
+                self.call(&key, release(&key, token)).await;
+                self.request_id = new_id();
+            }
+            // It begins again what it holds.
+            (_, Some((key, _))) => self.begin(&key).await,
+        }
+    }
+
+    async fn begin(&mut self, key: &str) {
+        let fingerprint = ["", "", "this", "this", "that"][fastrand::usize(0..5)];
+        let on_lapse = if fastrand::u8(0..5) == 0 { v1::OnLapse::Hold } else { v1::OnLapse::TakeOver };
+        let request = v1::BeginRequest {
+            namespace: NAMESPACE.to_owned(),
+            key: key.to_owned(),
+            request_id: self.request_id.clone(),
+            owner: self.owner.clone(),
+            fingerprint: fingerprint.into(),
+            lock_ttl: Some(LOCK_TTL_MIN.try_into().unwrap()),
+            wait: Some(Duration::from_millis(fastrand::u64(0..50)).try_into().unwrap()),
+            retention: Some(RETENTION_MIN.try_into().unwrap()),
+            on_lapse: on_lapse.into(),
+        };
+        match self.call(key, Call::Begin(request)).await {
+            Some(Answer::Begin(v1::BeginResponse { result: Some(begin_response::Result::Claim(claim)) })) => {
+                self.held = Some((key.to_owned(), claim.fencing_token));
+                self.told(key, claim.fencing_token);
+            }
+            Some(Answer::Begin(v1::BeginResponse { result: Some(begin_response::Result::InDoubt(it)) })) => {
+                self.told(key, it.fencing_token);
+            }
+            Some(Answer::Begin(v1::BeginResponse {
+                result: Some(begin_response::Result::Completed(it)),
+            })) => {
+                self.told(key, it.fencing_token);
+            }
+            _ => self.request_id = new_id(),
+        }
+    }
+
+    fn told(&self, key: &str, token: u64) {
+        self.world.tokens.lock().unwrap().insert(key.to_owned(), token);
+    }
+
+    /// Settles a doubt, or removes a record; half of the time it is another record than the operator thinks.
+    async fn operate(&self, key: &str) {
+        let Some(token) = self.world.tokens.lock().unwrap().get(key).copied() else { return };
+        let told = |answer: &Result<(), Status>| match answer {
+            Ok(()) => Ok(history::Answer::Ok),
+            Err(status) => recorded::refused(status),
+        };
+        let force = fastrand::bool();
+        if fastrand::bool() {
+            let request = v1::DeleteRequest {
+                namespace: NAMESPACE.to_owned(),
+                key: key.to_owned(),
+                fencing_token: token,
+                force,
+            };
+            let try_once = async |_: usize| {
+                let answer = self.operator.clone().delete(request.clone()).await;
+                answer.map(drop).map_err(|status| rpc_status(&status))
+            };
+            self.world.settle(key, history::Call::Delete { token, force }, told, try_once).await;
+        } else {
+            let outcome = format!("settled {token}");
+            let (recorded, resolution) = if force {
+                let result = Some(v1::outcome::Result::Response(outcome.clone().into()));
+                let sent = v1::Outcome { result, ..v1::Outcome::default() };
+                (Resolution::Outcome((&outcome).into(), None), resolve_request::Resolution::Outcome(sent))
+            } else {
+                (Resolution::Retry, resolve_request::Resolution::Retry(v1::ResolveRetry {}))
+            };
+            let request = v1::ResolveRequest {
+                namespace: NAMESPACE.to_owned(),
+                key: key.to_owned(),
+                fencing_token: token,
+                resolution: Some(resolution),
+                retention: None,
+            };
+            let call = history::Call::Resolve { token, resolution: recorded };
+            let try_once = async |_: usize| {
+                let answer = self.operator.clone().resolve(request.clone()).await;
+                answer.map(drop).map_err(|status| rpc_status(&status))
+            };
+            self.world.settle(key, call, told, try_once).await;
+        }
+    }
+
+    async fn call(&self, key: &str, call: Call) -> Option<Answer> {
+        self.ask(key, call).await?.ok()
+    }
+
+    /// The answer, which may be a refusal.
+    async fn ask(&self, key: &str, call: Call) -> Option<Result<Answer, Status>> {
+        let first = fastrand::usize(0..2);
+        let try_once = async |tried: usize| self.servers[(first + tried) % 2].call(call.clone(), None).await;
+        self.world.settle(key, recorded::call(&call), recorded::told, try_once).await
+    }
+}
+
+fn new_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn lookup(key: &str) -> Call {
+    let (namespace, key) = (NAMESPACE.to_owned(), key.to_owned());
+    Call::Lookup(v1::LookupRequest { namespace, key, wait: None })
+}
+
+fn renew(key: &str, fencing_token: u64) -> Call {
+    let sequence = fastrand::u64(1..10);
+    let data = format!("at {sequence} of {fencing_token}").into();
+    let checkpoint = fastrand::bool().then_some(v1::Checkpoint { sequence, data });
+    let (namespace, key) = (NAMESPACE.to_owned(), key.to_owned());
+    Call::Renew(v1::RenewRequest { namespace, key, fencing_token, checkpoint })
+}
+
+fn complete(key: &str, fencing_token: u64) -> Call {
+    let response = format!("{fencing_token} did {}", fastrand::u8(..));
+    let result = Some(v1::outcome::Result::Response(response.into()));
+    let outcome = Some(v1::Outcome { result, ..v1::Outcome::default() });
+    let (namespace, key) = (NAMESPACE.to_owned(), key.to_owned());
+    Call::Complete(v1::CompleteRequest { namespace, key, fencing_token, outcome, retention: None })
+}
+
+fn release(key: &str, fencing_token: u64) -> Call {
+    let disposition = if fastrand::u8(0..6) == 0 { v1::Disposition::InDoubt } else { v1::Disposition::Retry };
+    Call::Release(v1::ReleaseRequest {
+        namespace: NAMESPACE.to_owned(),
+        key: key.to_owned(),
+        fencing_token,
+        disposition: disposition.into(),
+        reason: String::new(),
+    })
+}
+
+/// A server on `store` that loses some of its answers; some of its writes land when it has given them up.
+async fn losing(store: &Arc<dyn RecordStore>) -> TestServer {
+    let faulty = FaultyStore::new(Arc::clone(store));
+    let fault = |_| match fastrand::u8(0..100) {
+        0..6 => Fault::LoseAnswer,
+        6..9 => Fault::FailBefore,
+        9..12 => {
+            let gate = Gate::new();
+            let late = gate.clone();
+            tokio::spawn(async move {
+                late.reached().await;
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..30))).await;
+                late.open();
+            });
+            Fault::LandLate(gate)
+        }
+        _ => Fault::None,
+    };
+    faulty.plan_swaps((0..20 * DEEDS).map(fault));
+    faulty.plan_loads((0..20 * DEEDS).map(|_| match fastrand::u8(0..100) {
+        0..4 => Fault::FailBefore,
+        _ => Fault::None,
+    }));
+    TestServer::start(faulty).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_callers_of_every_kind_see_is_what_the_specification_allows() {
+    let mut totals = Totals::default();
+    for _ in 0..rounds(ROUNDS) {
+        totals += round().await;
+    }
+    println!("{totals:?}");
+    totals.shows_enough().unwrap_or_else(|missing| panic!("{missing}"));
+}
+
+async fn round() -> Totals {
+    let real = Clock::system();
+    let start = real.now();
+    let clock = Clock::from_fn(move || Moment::from_start(real.now().since(start) * SPEED));
+    let store: Arc<dyn RecordStore> = Arc::new(EmbeddedStore::in_memory(clock.clone()).unwrap());
+    let (one, other) = (losing(&store).await, losing(&store).await);
+    let world = Arc::new(World {
+        history: History::default(),
+        clock,
+        tokens: Mutex::default(),
+        deeds: AtomicUsize::new(0),
+    });
+    let calling = (0..CALLERS).map(async |_| {
+        let mut caller = Participant::new(&world, &one, &other).await;
+        for _ in 0..DEEDS {
+            caller.take_part().await;
+        }
+    });
+    join_all(calling).await;
+    let reader = Participant::new(&world, &one, &other).await;
+    for key in 0..world.keys() {
+        let key = format!("order-{key}");
+        while reader.ask(&key, lookup(&key)).await.is_none() {}
+    }
+    let bounds = Bounds::until(world.now());
+    world.history.check(&bounds).unwrap_or_else(|wrong| panic!("{wrong}"))
+}
