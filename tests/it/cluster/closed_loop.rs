@@ -92,6 +92,12 @@ impl Scene {
         self.back(&format!("{what}, healed"), since).await;
     }
 
+    async fn history_is_compacted(&self) {
+        let since = self.world.now();
+        self.etcd.compact_and_defragment().await;
+        self.back("compacted and defragmented", since).await;
+    }
+
     async fn there_is_no_quorum(&self) {
         let (leader, follower) = block_in_place(|| (self.etcd.leader(), self.etcd.follower()));
         block_in_place(|| {
@@ -122,6 +128,7 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_
         scene.the_leader_is_parted().await;
         scene.messages_are_lost_one_way().await;
         scene.the_leader_moves().await;
+        scene.history_is_compacted().await;
         scene.there_is_no_quorum().await;
         block_in_place(|| scene.etcd.wait_healthy());
     }

@@ -39,7 +39,7 @@ impl EtcdCluster {
             let cluster = &cluster.collect::<Vec<_>>().join(",");
             array::from_fn(|i| {
                 EtcdProcess::spawn(
-                    &Member { name: NAMES[i], ports: ports[i], peer_url: &urls[i], cluster },
+                    &Member { name: NAMES[i], index: i, ports: ports[i], peer_url: &urls[i], cluster },
                     &[],
                 )
             })
@@ -119,6 +119,18 @@ impl EtcdCluster {
         let id = u64::from_str_radix(&self.members[next].id(), 16).expect("an id");
         let client = Client::connect([self.members[leader].endpoint()], None).await.expect("a member");
         client.maintenance_client().move_leader(id).await.expect("it lets the other one lead");
+    }
+
+    /// Has etcd forget its history, and its members give the room back that this makes: each stands still meanwhile.
+    pub async fn compact_and_defragment(&self) {
+        for member in &self.members {
+            let client = Client::connect([member.endpoint()], None).await.expect("a member");
+            let status = client.maintenance_client().status().await.expect("its status");
+            let revision = status.header().expect("a header").revision();
+            // Another member has already, if nothing was written since.
+            let _ = client.kv_client().compact(revision, None).await;
+            client.maintenance_client().defragment().await.expect("it defragments");
+        }
     }
 
     /// The member that leads, once exactly one of those that are there says that it does.

@@ -1,8 +1,9 @@
-//! A real etcd for the tests, with nothing installed. `ONCED_TEST_ETCD=/path/to/etcd` takes another one.
+//! A real etcd for the tests, with nothing installed. `ONCED_TEST_ETCD=/path/to/etcd` takes another one; of several,
+//! with a colon between them, the members of a cluster take one after the other.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -59,6 +60,8 @@ pub struct EtcdProcess {
 /// A member that is to be started.
 pub(super) struct Member<'a> {
     pub(super) name: &'a str,
+    /// Which of its cluster.
+    pub(super) index: usize,
     pub(super) ports: Ports,
     /// Where the others find it.
     pub(super) peer_url: &'a str,
@@ -111,7 +114,7 @@ impl EtcdProcess {
             let ports = Ports::free();
             let peer_url = &ports.peer_url();
             let cluster = &format!("test={peer_url}");
-            [Self::spawn(&Member { name: "test", ports, peer_url, cluster }, flags)]
+            [Self::spawn(&Member { name: "test", index: 0, ports, peer_url, cluster }, flags)]
         })
         .into_iter()
         .next()
@@ -119,7 +122,8 @@ impl EtcdProcess {
     }
 
     pub(super) fn spawn(member: &Member<'_>, flags: &[&str]) -> Self {
-        let binary = binary();
+        let binary = binary(member.index);
+        let is_old = is_before_3_6(&binary);
         // The watchdog removes it, after etcd has ended.
         let dir = tempfile::Builder::new().prefix("onced-etcd-").tempdir().expect("a directory").keep();
         let port = member.ports.client;
@@ -139,7 +143,7 @@ impl EtcdProcess {
             .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
             .args(["--log-level", "warn"])
             .args(health_flags)
-            .args(flags.iter().map(|flag| flag_of_this_version(flag)))
+            .args(flags.iter().map(|flag| flag_of_this_version(flag, is_old)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -301,22 +305,25 @@ pub(super) fn start_ready<const N: usize>(mut spawn: impl FnMut() -> [EtcdProces
     panic!("no free ports for etcd after {PORT_ATTEMPTS} attempts");
 }
 
-/// The etcd under test.
-fn binary() -> PathBuf {
+/// The etcd under test, as this member of a cluster.
+fn binary(member: usize) -> PathBuf {
     match std::env::var_os("ONCED_TEST_ETCD") {
-        Some(path) => path.into(),
+        Some(paths) => {
+            let paths: Vec<PathBuf> = std::env::split_paths(&paths).collect();
+            paths[member % paths.len()].clone()
+        }
         None => etcd_bin_vendored::etcd_bin_path().expect("an etcd for this machine").into(),
     }
 }
 
-/// A flag as the etcd under test calls it.
-fn flag_of_this_version(flag: &str) -> String {
-    static VERSION: OnceLock<String> = OnceLock::new();
-    let version = VERSION.get_or_init(|| {
-        let told = Command::new(binary()).arg("--version").output().expect("etcd runs");
-        String::from_utf8(told.stdout).expect("text")
-    });
-    let is_old = ["etcd Version: 3.4.", "etcd Version: 3.5."].iter().any(|old| version.starts_with(old));
+fn is_before_3_6(binary: &Path) -> bool {
+    let told = Command::new(binary).arg("--version").output().expect("etcd runs");
+    let version = String::from_utf8(told.stdout).expect("text");
+    ["etcd Version: 3.4.", "etcd Version: 3.5."].iter().any(|old| version.starts_with(old))
+}
+
+/// A flag as an etcd calls it that is as old as this.
+fn flag_of_this_version(flag: &str, is_old: bool) -> String {
     match flag.strip_prefix("--") {
         Some(name) if is_old && EXPERIMENTAL_BEFORE_3_6.contains(&flag) => format!("--experimental-{name}"),
         Some(_) | None => flag.to_owned(),
