@@ -92,8 +92,10 @@ impl EmbeddedStore {
     /// # Errors
     /// See [`OpenError`]: in use by another process, of a newer format, not accessible, or damaged.
     pub fn open(directory: &Path, clock: Clock) -> Result<Self, OpenError> {
-        let (database, halves) = open::in_directory(directory)?;
-        Self::start(database, halves, directory, clock, space::free_space_of(directory))
+        open::whole(directory, || {
+            let (database, halves) = open::in_directory(directory)?;
+            Self::start(database, halves, directory, clock, space::free_space_of(directory))
+        })
     }
 
     /// Opens a store in memory, which ends with it.
@@ -111,9 +113,12 @@ impl EmbeddedStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn with_backends<B: StorageBackend>(tree: B, log: [B; 2], clock: Clock) -> Result<Self, OpenError> {
-        let database = open::on_backend(tree)?;
-        let halves = log.map(|half| Box::new(half) as Half);
-        Self::start(database, halves, Path::new(open::BACKEND), clock, space::boundless())
+        let directory = Path::new(open::BACKEND);
+        open::whole(directory, || {
+            let database = open::on_backend(tree)?;
+            let halves = log.map(|half| Box::new(half) as Half);
+            Self::start(database, halves, directory, clock, space::boundless())
+        })
     }
 
     fn start(

@@ -8,6 +8,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::backends::FileBackend;
@@ -24,6 +25,16 @@ const FILE: &str = "onced.redb";
 pub(super) const BACKEND: &str = "memory";
 /// How much of the file is kept in memory.
 const CACHE_BYTES: usize = 256 << 20;
+
+/// Opens what has to be whole. redb checks little of a file that was closed properly, and panics where it then finds
+/// what it never writes.
+pub(super) fn whole<T>(
+    directory: &Path,
+    open: impl FnOnce() -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    catch_unwind(AssertUnwindSafe(open))
+        .unwrap_or_else(|_| Err(damaged(directory, "reading it ended in a panic; see the log")))
+}
 
 /// Opens the data file in a directory.
 pub(super) fn in_directory(directory: &Path) -> Result<(Database, [Half; 2]), OpenError> {

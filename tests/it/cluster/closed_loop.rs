@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 use super::callers::{World, back_after, call_on, one_is_late, read_all};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 use crate::support::onced::ServerProcess;
+use crate::support::rounds::rounds;
 
 /// How long a fault lasts beyond what the service needs to come back.
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -114,14 +115,13 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_lose_each_other() {
-    let rounds = std::env::var("ONCED_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
     let etcd = block_in_place(EtcdCluster::start);
     let store = format!("etcd://{}/onced", etcd.endpoints().join(","));
     let processes = block_in_place(|| [ServerProcess::start(&store), ServerProcess::start(&store)]);
     let servers = [processes[0].address(), processes[1].address()];
     let scene = Scene { etcd, world: World::new(), servers };
     let calling = tokio::spawn(call_on(Arc::clone(&scene.world), servers));
-    for _ in 0..rounds {
+    for _ in 0..rounds(1) {
         tokio::time::sleep(A_WHILE).await;
         scene.the_leader_dies().await;
         scene.a_member_freezes().await;

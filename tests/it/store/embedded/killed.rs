@@ -1,10 +1,14 @@
 //! The server is killed under load, as by kill -9, again and again; sometimes while it recovers from the last
-//! time. What it answered holds. `ONCED_TEST_ROUNDS` says how often it is killed.
+//! time. What it answered holds. `ONCED_TEST_ROUNDS` says how often it is killed under load.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,10 +20,23 @@ use tempfile::TempDir;
 use tokio::task::{JoinSet, block_in_place};
 
 use crate::support::onced::{KillOnDrop, ServerProcess, onced};
+use crate::support::rounds::rounds;
 use crate::support::server::{Connection, client, connect};
 
-const ROUNDS: usize = 4;
-const CALLERS: usize = 16;
+/// How often the server is killed under load.
+const KILLS: usize = 300;
+/// How many of these one store is for: what it holds is checked each time, and all of it in the end.
+const KILLS_OF_A_STORE: usize = 15;
+/// How many stores are tried at once.
+const AT_ONCE: usize = 2;
+/// On every so many stores, one of the kills comes while what was written is being moved from the log to the tree.
+const STORES_TO_ONE_MOVE: usize = 3;
+/// How long callers write before a kill, in milliseconds: before the first move begins, and after it has.
+const LOAD_MS: Range<u64> = 5..50;
+const MOVING_MS: Range<u64> = 0..30;
+/// By then a move has begun, on the slowest of machines.
+const MOVE_WAIT_MAX: Duration = Duration::from_secs(60);
+const CALLERS: usize = 8;
 const NAMESPACE: &str = "orders";
 /// What the server holds it keeps past the end of the test.
 const LOCK_TTL: Duration = Duration::from_secs(3_600);
@@ -62,7 +79,7 @@ struct Work {
 
 impl Work {
     fn new() -> Self {
-        let length = if fastrand::u8(0..10) == 0 { 100_000 } else { fastrand::usize(0..4_000) };
+        let length = if fastrand::u8(0..20) == 0 { 100_000 } else { fastrand::usize(0..4_000) };
         Self {
             key: uuid::Uuid::new_v4().to_string(),
             response: vec![fastrand::u8(..); length].into(),
@@ -138,7 +155,8 @@ impl Work {
             }
             Some(other) => panic!("{}: {other:?}", self.key),
         };
-        assert!((self.answered..=self.asked).contains(&step), "{step:?} was found of {self:?}");
+        let (answered, asked) = (self.answered, self.asked);
+        assert!((answered..=asked).contains(&step), "{}: {step:?}, not {answered:?} to {asked:?}", self.key);
         (self.answered, self.asked) = (step, step);
     }
 }
@@ -177,38 +195,153 @@ fn kill_early(store: &str) {
     drop(child);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_survives_a_kill_at_any_moment() {
-    let rounds =
-        std::env::var("ONCED_TEST_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
+/// What was seen of kills.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    kills: usize,
+    /// How many of them had callers wait for the answer to a write.
+    amid_writes: usize,
+    /// How many of them came after a move from the log to the tree had begun.
+    moving: usize,
+    /// How often it was killed as it started.
+    early: usize,
+    /// How many outcomes that were answered were read again, byte for byte.
+    outcomes: usize,
+    /// How many other writes that were answered were found to have been made.
+    others: usize,
+    /// How many of the writes under way had landed, and how many were lost.
+    landed: usize,
+    lost: usize,
+}
+
+impl Totals {
+    fn plus(self, more: Self) -> Self {
+        Self {
+            kills: self.kills + more.kills,
+            amid_writes: self.amid_writes + more.amid_writes,
+            moving: self.moving + more.moving,
+            early: self.early + more.early,
+            outcomes: self.outcomes + more.outcomes,
+            others: self.others + more.others,
+            landed: self.landed + more.landed,
+            lost: self.lost + more.lost,
+        }
+    }
+
+    /// Reads what each work has left, and counts it.
+    async fn audit(&mut self, works: &mut [Work], server: SocketAddr) {
+        let (asked, answered): (Vec<_>, Vec<_>) = works.iter().map(|it| (it.asked, it.answered)).unzip();
+        audit(works, server).await;
+        for ((work, asked), answered) in works.iter().zip(asked).zip(answered) {
+            self.outcomes += usize::from(answered == Step::Completed);
+            self.others += usize::from(matches!(answered, Step::Claimed | Step::Deleted));
+            self.landed += usize::from(asked > answered && work.answered == asked);
+            self.lost += usize::from(asked > answered && work.answered == answered);
+        }
+    }
+}
+
+/// What the two halves of the log begin with: both change while a server runs only if it moves one to the tree.
+fn halves(directory: &Path) -> [Vec<u8>; 2] {
+    ["onced.log.0", "onced.log.1"].map(|name| {
+        let (half, mut bytes) = (File::open(directory.join(name)).unwrap(), Vec::new());
+        half.take(64).read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+/// Whether a move to the tree has begun since the halves of the log were as `before`.
+fn has_moved(directory: &Path, before: &[Vec<u8>; 2]) -> bool {
+    before.iter().zip(&halves(directory)).all(|(before, after)| before != after)
+}
+
+async fn until_a_move_begins(directory: &Path, before: &[Vec<u8>; 2]) {
+    let begins = async {
+        while !has_moved(directory, before) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(MOVE_WAIT_MAX, begins).await.expect("what is written is moved");
+}
+
+/// Kills a server of a new store under load some times: once, if so wished, as it moves what it holds.
+async fn kill_some_times(kills: usize, at_a_move: bool) -> Totals {
     let directory = TempDir::new().unwrap();
     let store = format!("file:{}", directory.path().display());
     let mut server = block_in_place(|| ServerProcess::start(&store));
     let (mut old, mut newest_token) = (Vec::new(), 0);
-    for _ in 0..rounds {
+    let mut totals = Totals { kills, ..Totals::default() };
+    let at_a_move = at_a_move.then(|| fastrand::usize(0..kills));
+    for kill in 0..kills {
+        let before = halves(directory.path());
         let killed = Arc::new(AtomicBool::new(false));
         let mut callers = JoinSet::new();
+        let calls = Calls::to(server.address()).await;
         for _ in 0..CALLERS {
-            callers.spawn(work_on(Calls::to(server.address()).await, Arc::clone(&killed)));
+            callers.spawn(work_on(calls.clone(), Arc::clone(&killed)));
         }
-        // Mostly long enough that something is being moved from the log to the tree.
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..1_300))).await;
+        let at_a_move = at_a_move == Some(kill);
+        if at_a_move {
+            until_a_move_begins(directory.path(), &before).await;
+        }
+        let load_ms = fastrand::u64(if at_a_move { MOVING_MS } else { LOAD_MS });
+        tokio::time::sleep(Duration::from_millis(load_ms)).await;
         killed.store(true, Ordering::SeqCst);
+        let early = fastrand::usize(0..3).saturating_sub(1);
         block_in_place(|| {
             server.kill();
-            (0..fastrand::usize(0..3)).for_each(|_| kill_early(&store));
+            totals.moving += usize::from(has_moved(directory.path(), &before));
+            (0..early).for_each(|_| kill_early(&store));
             server.kill_and_restart();
         });
         let mut works: Vec<Work> = callers.join_all().await.into_iter().flatten().collect();
+        totals.early += early;
+        totals.amid_writes += usize::from(works.iter().any(|work| work.asked > work.answered));
         // Tokens are revisions, and go up.
         let tokens = || works.iter().map(|work| work.fencing_token).filter(|token| *token != 0);
         assert!(tokens().all(|token| token > newest_token), "a fencing token came twice");
         newest_token = tokens().max().unwrap_or(newest_token);
-        audit(&mut works, server.address()).await;
+        totals.audit(&mut works, server.address()).await;
         old.extend(works);
     }
     audit(&mut old, server.address()).await;
-    for step in [Step::Completed, Step::Deleted] {
-        assert!(old.iter().any(|work| work.answered == step), "nothing was {step:?}");
+    totals
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_survives_a_kill_at_any_moment() {
+    let (kills, next) = (rounds(KILLS), Arc::new(AtomicUsize::new(0)));
+    let mut tries = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let next = Arc::clone(&next);
+        tries.spawn(async move {
+            let mut seen = Totals::default();
+            loop {
+                let store = next.fetch_add(1, Ordering::SeqCst);
+                match kills.saturating_sub(store * KILLS_OF_A_STORE).min(KILLS_OF_A_STORE) {
+                    0 => return seen,
+                    kills => {
+                        let at_a_move = store.is_multiple_of(STORES_TO_ONE_MOVE);
+                        seen = seen.plus(kill_some_times(kills, at_a_move).await);
+                    }
+                }
+            }
+        });
     }
+    let seen = tries.join_all().await.into_iter().fold(Totals::default(), Totals::plus);
+    println!(
+        "kill -9: {} under load, {} of them amid writes, {} after a move to the tree had begun, and {} in recovery; \
+         {} acknowledged outcomes and {} other acknowledged writes audited, 0 lost; of the writes under way {} had \
+         landed, {} had not",
+        seen.kills,
+        seen.amid_writes,
+        seen.moving,
+        seen.early,
+        seen.outcomes,
+        seen.others,
+        seen.landed,
+        seen.lost
+    );
+    assert!(seen.amid_writes * 10 >= seen.kills * 9 && seen.outcomes > seen.kills, "{seen:?}");
+    assert!(seen.moving > 0 && seen.landed > 0 && seen.lost > 0, "{seen:?}");
 }

@@ -92,6 +92,22 @@ fn what_was_cut_short_is_damaged() {
     }
 }
 
+/// Where the tree says of what type its rows are, which nothing but redb's own reading checks.
+#[test]
+fn what_redb_panics_at_is_damaged() {
+    const TYPE: &[u8] = b"&[u8]";
+    let directory = TempDir::new().unwrap();
+    drop(EmbeddedStore::open(directory.path(), Clock::system()).unwrap());
+    let file = directory.path().join("onced.redb");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let types: Vec<usize> = (1..bytes.len()).filter(|&at| bytes[at..].starts_with(TYPE)).collect();
+    assert!(!types.is_empty(), "the tree says it otherwise");
+    types.iter().for_each(|at| bytes[at - 1] = 0xff);
+    std::fs::write(&file, &bytes).unwrap();
+    let refused = refusal(directory.path());
+    assert!(matches!(refused, OpenError::Damaged(..)), "{refused}");
+}
+
 #[tokio::test]
 async fn a_restart_gives_every_claim_its_full_lock_ttl_again() {
     const MOMENT: Duration = Duration::from_millis(1);
