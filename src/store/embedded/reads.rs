@@ -69,7 +69,7 @@ impl Data {
     }
 
     /// Reads what a row holds, if it is there.
-    fn with_row<T>(
+    pub(super) fn with_row<T>(
         &self,
         row: &[u8],
         read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
@@ -77,7 +77,8 @@ impl Data {
         if let Some(recent) = self.recent.get(row) {
             return recent.map(|value| read(&value)).transpose();
         }
-        let value = self.table().map_err(unreadable)?.get(row).map_err(unreadable)?;
+        // Owned, it keeps its snapshot, so that the mover is not given the page it lies in.
+        let value = self.table().map_err(unreadable)?.get_owned(row).map_err(unreadable)?;
         value.map(|value| read(value.value())).transpose()
     }
 
