@@ -64,6 +64,8 @@ impl Line {
     fn write(&self, result: &Result<Answer, Failure>, clock: &Clock) {
         let Subject { namespace, key } = &self.subject;
         if let Err(Failure::Coordinator(Error::Store(error))) = result {
+            // A List names no key, but may have met a record that cannot be read.
+            let key = &error.corrupt_key().map_or_else(|| key.clone(), RecordKey::short_hash);
             tracing::warn!(rpc = self.rpc, namespace, key, %error, "the store failed");
         }
         tracing::debug!(

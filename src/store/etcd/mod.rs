@@ -146,7 +146,7 @@ impl EtcdStore {
         let lease = match (decoded.record.lock_ttl(), decoded.placement.lock_lease) {
             (None, _) => None,
             (Some(_), 0) => {
-                return Err(StoreError::Corrupt("it is in progress but names no lease".to_owned()));
+                return Err(StoreError::corrupt("it is in progress but names no lease"));
             }
             (Some(_), lease) => Some(lease),
         };
@@ -410,11 +410,10 @@ impl RecordStore for EtcdStore {
         let mut records = Vec::with_capacity(read.kvs().len());
         for kv in read.kvs() {
             let key = self.keyspace.key_of(namespace, kv.key());
-            let key =
-                key.ok_or_else(|| StoreError::Corrupt("it has a name that onced gives none".to_owned()))?;
-            let (loaded, lease) =
-                self.read(&RecordKey { namespace: namespace.clone(), key: key.clone() }, kv)?;
-            records.push((key, loaded, lease));
+            let key = key.ok_or_else(|| StoreError::corrupt("it has a name that onced gives none"))?;
+            let key = RecordKey { namespace: namespace.clone(), key };
+            let (loaded, lease) = self.read(&key, kv).map_err(|error| error.of(&key))?;
+            records.push((key.key, loaded, lease));
         }
         // Their locks as they were just then: a claim that was renewed since has left its lease to end.
         let revision = read.header().map_or(0, |header| header.revision());
