@@ -141,12 +141,16 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// A time for people, who do not count nanoseconds.
+pub(crate) fn rounded(time: Duration) -> Duration {
+    let unit_ms = if time < Duration::from_secs(1) { 1 } else { 100 };
+    let units = (time.as_millis() + unit_ms / 2) / unit_ms;
+    Duration::from_millis(u64::try_from(units * unit_ms).unwrap_or(u64::MAX))
+}
+
 /// Whether a server was there and could not do it, or none was.
 fn unavailable(servers: &str, tried: Duration, last: &Refusal) -> String {
-    // For people: nobody counts the nanoseconds.
-    let unit_ms = if tried < Duration::from_secs(1) { 1 } else { 100 };
-    let millis = u64::try_from(tried.as_millis()).unwrap_or(u64::MAX) / unit_ms * unit_ms;
-    let tried = Duration::from_millis(millis);
+    let tried = rounded(tried);
     match last.reason {
         Some(_) => format!("{servers} answered, but could not do it in {tried:?}; last: {last}"),
         None => format!("no answer from {servers} in {tried:?}; last: {last}"),

@@ -9,7 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::clock::{Clock, Moment};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, rounded};
 use crate::retry::{self, Advice};
 
 /// How long a connection may take to come up.
@@ -165,8 +165,7 @@ fn is_time_out(status: &Status) -> bool {
 }
 
 fn silence(server: &str, time: Duration) -> Status {
-    let time = Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    Status::deadline_exceeded(format!("{server} did not answer within {time:?}"))
+    Status::deadline_exceeded(format!("{server} did not answer within {:?}", rounded(time)))
 }
 
 impl Server {

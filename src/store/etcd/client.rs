@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
+use super::advice::{Advice, with_causes};
 use super::dial::Dial;
 use super::endpoints::{Endpoints, Failure, Fault, Line, Stage};
 use super::identity::{Answer, Identity};
-use super::keyspace::PREFIX_MAX_BYTES;
+use super::keyspace::{Keyspace, PREFIX_MAX_BYTES};
 use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
 use crate::store::StoreError;
 
@@ -64,15 +65,36 @@ impl CallError {
         !matches!(self, CallError::Unreachable(_) | CallError::Foreign(_) | CallError::Unknown(_))
     }
 
+    /// The same in other words, where it has words.
+    pub(super) fn retold(self, tell: impl FnOnce(String) -> String) -> Self {
+        match self {
+            CallError::Refused(text) => CallError::Refused(tell(text)),
+            CallError::Unfit(text) => CallError::Unfit(tell(text)),
+            CallError::Unreachable(text) => CallError::Unreachable(tell(text)),
+            CallError::Foreign(text) => CallError::Foreign(tell(text)),
+            CallError::NoSpace(text) => CallError::NoSpace(tell(text)),
+            CallError::Unknown(text) => CallError::Unknown(tell(text)),
+            error @ (CallError::LeaseNotFound | CallError::LeaseExists | CallError::TooLarge) => error,
+        }
+    }
+
+    /// The same, met at this address.
+    pub(super) fn at(self, address: &str) -> Self {
+        self.retold(|text| match text.strip_prefix("etcd") {
+            Some(rest) => format!("etcd at {address}{rest}"),
+            None => text,
+        })
+    }
+
     /// What to tell of it.
     pub(super) fn into_text(self) -> String {
         match self {
             CallError::Refused(text)
             | CallError::Unfit(text)
             | CallError::Unreachable(text)
+            | CallError::Foreign(text)
             | CallError::NoSpace(text)
             | CallError::Unknown(text) => text,
-            CallError::Foreign(text) => format!("{text}; if that is meant to be so, restart onced"),
             CallError::LeaseNotFound => "etcd: the lease is gone".to_owned(),
             CallError::LeaseExists => "etcd: the lease exists already".to_owned(),
             CallError::TooLarge => format!("etcd's answer is larger than {DECODE_MAX_BYTES} bytes"),
@@ -96,19 +118,22 @@ enum Kind {
 pub(super) struct EtcdClient {
     endpoints: Arc<Endpoints>,
     call_timeout: Duration,
+    advice: Arc<Advice>,
     /// Runs as long as there is a client.
     _prober: Arc<AbortOnDropHandle<()>>,
 }
 
 impl EtcdClient {
     /// A client of the cluster at `endpoints` (host:port each, one at least), which probes them by reading
-    /// `marker`. Connects when first used, and again when needed.
-    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, marker: String) -> Self {
+    /// the marker of the store. Connects when first used, and again when needed.
+    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, keyspace: &Keyspace) -> Self {
+        let advice = Arc::new(Advice::new(keyspace, dial.login.as_ref()));
         // With a choice, a connection that is slow to be made leaves time to try another.
         let connect_timeout = if endpoints.len() > 1 { call_timeout / 3 } else { call_timeout };
-        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout, Identity::new(marker)));
+        let identity = Identity::new(keyspace.meta());
+        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout, identity));
         let prober = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&endpoints).probe()));
-        Self { endpoints, call_timeout, _prober: Arc::new(prober) }
+        Self { endpoints, call_timeout, advice, _prober: Arc::new(prober) }
     }
 
     /// From now on calls only go where the marker holds this.
@@ -217,7 +242,7 @@ impl EtcdClient {
             let asked = self.endpoints.attempt(&line, &mut stage, ask_status);
             let status = match tokio::time::timeout(self.call_timeout, asked).await {
                 Ok(status) => status.map_err(|failure| failure.error),
-                Err(_) => Err(stage.lost(self.late(&line))),
+                Err(_) => Err(stage.lost(self.late(&line, self.call_timeout))),
             };
             (self.endpoints.address(&line).to_owned(), status)
         };
@@ -239,15 +264,20 @@ impl EtcdClient {
         kind: Kind,
         make: impl Fn(&Client) -> F,
     ) -> Result<(T, Line), CallError> {
-        let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting };
-        match tokio::time::timeout(self.call_timeout, self.try_each(kind, make, &mut tries)).await {
+        let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting, failures: Vec::new() };
+        let done = match tokio::time::timeout(self.call_timeout, self.try_each(kind, make, &mut tries)).await
+        {
             Ok(done) => done,
             Err(_) => {
                 self.endpoints.doubt();
-                let late = tries.tried.last().map(|line| self.late(line)).unwrap_or_default();
-                Err(tries.stage.lost(late))
+                let late = tries.tried.last().map(|line| self.late(line, self.call_timeout));
+                tries.failures.extend(late.clone());
+                Err(tries.stage.lost(late.unwrap_or_default()))
             }
-        }
+        };
+        // One endpoint alone does not tell what is wrong with a cluster.
+        let all = |last: String| if tries.failures.len() > 1 { tries.failures.join("; ") } else { last };
+        done.map_err(|error| error.retold(|last| self.advice.after(all(last))))
     }
 
     async fn try_each<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
@@ -276,8 +306,9 @@ impl EtcdClient {
                     return Ok((answer, line));
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => Failure { error: tries.stage.lost(self.late(&line)), fault: Fault::Likely },
+                Err(_) => Failure { error: tries.stage.lost(self.late(&line, bound)), fault: Fault::Likely },
             };
+            tries.failures.push(error.clone().into_text());
             match fault {
                 Fault::None => {}
                 Fault::Likely => {
@@ -302,8 +333,8 @@ impl EtcdClient {
         Err(last)
     }
 
-    fn late(&self, line: &Line) -> String {
-        format!("etcd at {} did not answer within {:?}", self.endpoints.address(line), self.call_timeout)
+    fn late(&self, line: &Line, bound: Duration) -> String {
+        format!("etcd at {} did not answer within {bound:?}", self.endpoints.address(line))
     }
 }
 
@@ -311,6 +342,8 @@ impl EtcdClient {
 struct Tries {
     tried: Vec<Line>,
     stage: Stage,
+    /// What became of those that failed.
+    failures: Vec<String>,
 }
 
 fn kv(client: &Client, decode_max: usize) -> etcd_client::KvClient {
@@ -322,24 +355,10 @@ fn ask_status(client: &Client) -> impl Future<Output = Result<StatusResponse, et
     async move { maintenance.status().await }
 }
 
-/// The text of an error, and what hides in its sources: "Connection refused".
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// What an error tells of its request. Doubt counts as unknown.
 pub(super) fn classify(error: etcd_client::Error) -> CallError {
     let etcd_client::Error::GRpcStatus(status) = error else {
-        return CallError::Unknown(format!("etcd-client: {error}"));
+        return CallError::Unknown(format!("etcd: {error}"));
     };
     if never_sent(&status) {
         return CallError::Unreachable(format!("etcd cannot be reached: {}", with_causes(&status)));
@@ -448,9 +467,11 @@ mod tests {
             || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let addresses = [refusing(), refusing()];
         let dial = Dial { tls: None, login: None };
-        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), "k".to_owned());
+        let keyspace = Keyspace::new("k").unwrap();
+        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), &keyspace);
         let refused = client.txn_write(Txn::new()).await;
-        assert!(matches!(&refused, Err(CallError::Unreachable(text)) if text.contains(&addresses[1])));
+        let Err(CallError::Unreachable(text)) = refused else { panic!("{refused:?}") };
+        assert!(addresses.iter().all(|address| text.contains(address)), "{text}");
     }
 
     #[test]

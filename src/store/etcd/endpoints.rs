@@ -156,7 +156,7 @@ impl Endpoints {
             let (call, before) = (make(client), self.identity.revision());
             *stage = Stage::Sent;
             let answer = call.await.map_err(|error| {
-                Failure::of(match classify(error) {
+                Failure::of(match classify(error).at(address) {
                     // Authentication was switched on since the connection was made. The next one logs in.
                     CallError::Refused(text) if self.logs_in() && text.ends_with("user name is empty") => {
                         CallError::Unreachable(text)
@@ -216,7 +216,10 @@ impl Endpoints {
     /// Makes another endpoint the current one, if this one is.
     fn leave(&self, index: usize) {
         let Some(next) = self.next(&[self.line(index)]) else { return };
-        if self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let left =
+            self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        // While all are down, each in turn is the first to be tried, which is nothing to tell of.
+        if left && !self.all[next.index].state().down {
             metrics::counter!("onced_etcd_endpoint_failovers_total").increment(1);
             tracing::info!(endpoint = self.address(&next), "calls to etcd go to another endpoint now");
         }

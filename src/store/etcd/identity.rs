@@ -106,7 +106,7 @@ impl Identity {
     /// `Foreign` if that is another store, `Refused` if it may not be read, else `Unreachable`.
     pub(super) async fn verify(&self, client: &Client, address: &str) -> Result<(), CallError> {
         let before = self.revision();
-        let read = self.read(client).await.map_err(|error| match classify(error) {
+        let read = self.read(client).await.map_err(|error| match classify(error).at(address) {
             // Nothing but this was sent.
             CallError::Unknown(text) => CallError::Unreachable(text),
             error => error,

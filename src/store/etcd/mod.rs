@@ -3,6 +3,7 @@
 //!
 //! - `keyspace`: where things lie in etcd.
 //! - `client`: calls, bounded in time, and what their failures mean.
+//! - `advice`: how these are told.
 //! - `endpoints`: which endpoint they go to.
 //! - `dial`: how a connection is made.
 //! - `identity`: whether it reaches the store that was opened.
@@ -13,6 +14,7 @@
 //! - `lapses`: which locks are known to be over.
 //! - `watch`: watches that go on after a stream is lost.
 
+mod advice;
 mod client;
 mod commit;
 mod dial;
