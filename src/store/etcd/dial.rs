@@ -8,7 +8,7 @@ use etcd_client::{Client, ConnectOptions};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::advice::with_causes;
-use super::client::{CallError, classify};
+use super::call_error::{CallError, classify};
 
 /// How often an idle connection is tried. etcd closes connections that ping it more often than every 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, classify};
+use super::call_error::{CallError, classify};
 use super::dial::Dial;
 use super::identity::{Answer, Identity, foreign};
 

@@ -12,7 +12,7 @@ use etcd_client::{
     WatchStream,
 };
 
-use super::client::{CallError, classify};
+use super::call_error::{CallError, classify};
 
 /// Which store it is.
 pub(super) struct Identity {

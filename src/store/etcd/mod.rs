@@ -2,8 +2,8 @@
 //! etcd-client.
 //!
 //! - `keyspace`: where things lie in etcd.
-//! - `client`: calls, bounded in time, and what their failures mean.
-//! - `advice`: how these are told.
+//! - `client`: calls, bounded in time.
+//! - `call_error`: what their failures mean; `advice`: how these are told.
 //! - `endpoints`: which endpoint they go to.
 //! - `dial`: how a connection is made.
 //! - `identity`: whether it reaches the store that was opened.
@@ -15,6 +15,7 @@
 //! - `watch`: watches that go on after a stream is lost.
 
 mod advice;
+mod call_error;
 mod client;
 mod commit;
 mod dial;
@@ -37,7 +38,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{GetOptions, KeyValue, TxnOp};
 
-use self::client::{CallError, EtcdClient, TXN_MAX_OPS};
+use self::call_error::CallError;
+use self::client::{EtcdClient, TXN_MAX_OPS};
 use self::commit::Commits;
 use self::keyspace::Keyspace;
 use self::lapses::Lapses;

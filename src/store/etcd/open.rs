@@ -5,7 +5,8 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
 
 use super::EtcdConfig;
-use super::client::{CallError, EtcdClient};
+use super::call_error::CallError;
+use super::client::EtcdClient;
 use super::dial::Dial;
 use super::keyspace::Keyspace;
 use crate::store::encoding::{STORE_FORMAT, check_format};

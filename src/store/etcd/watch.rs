@@ -10,7 +10,8 @@ use etcd_client::{Event, EventType, KeyValue, WatchOptions, WatchRequestSender, 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, EtcdClient, classify};
+use super::call_error::{CallError, classify};
+use super::client::EtcdClient;
 use super::keyspace::Keyspace;
 use super::lapses::Lapses;
 use crate::record::RecordKey;
