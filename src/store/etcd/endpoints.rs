@@ -25,6 +25,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The least time between two rounds of probes, however much is in doubt.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
+/// How many rounds in a row none serves when it is told: a disk may be slow for a second.
+const ROUNDS_TOLD: usize = 3;
 
 /// The endpoints of a cluster.
 pub(super) struct Endpoints {
@@ -269,15 +271,29 @@ impl Endpoints {
 
     /// Probes all endpoints, again and again.
     pub(super) async fn probe(self: Arc<Self>) {
+        let mut rounds = 0;
         loop {
-            self.probe_once().await;
+            match self.probe_once().await {
+                None if rounds >= ROUNDS_TOLD => {
+                    tracing::info!("etcd serves again");
+                    rounds = 0;
+                }
+                None => rounds = 0,
+                Some(why) => {
+                    rounds += 1;
+                    if rounds == ROUNDS_TOLD {
+                        tracing::warn!(why, "no etcd endpoint serves");
+                    }
+                }
+            }
             tokio::time::sleep(PROBE_PAUSE).await;
             // Out of time or woken: the same.
             let _ = tokio::time::timeout(PROBE_INTERVAL - PROBE_PAUSE, self.doubt.notified()).await;
         }
     }
 
-    async fn probe_once(&self) {
+    /// Probes each once. If none serves, why.
+    async fn probe_once(&self) -> Option<String> {
         let probe = async |line: Line| {
             let probed = self.to_probe(&line);
             let found = self.look(&probed).await;
@@ -297,6 +313,11 @@ impl Endpoints {
                 Found::Bad(_) | Found::Well => {}
             }
         }
+        let why = probes.into_iter().filter_map(|(.., found)| match found {
+            Found::Bad(why) | Found::Foreign(why) => Some(why),
+            Found::Well => None,
+        });
+        (!better).then(|| why.collect::<Vec<_>>().join("; "))
     }
 
     /// Probes an endpoint.
@@ -314,7 +335,10 @@ impl Endpoints {
             Ok(Err(Failure { error: CallError::Foreign(why), .. })) => Found::Foreign(why),
             Ok(Err(failure)) if failure.error.is_refusal() => Found::Well,
             Ok(Err(failure)) => Found::Bad(failure.error.into_text()),
-            Err(_) => Found::Bad(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
+            Err(_) => {
+                let address = self.address(line);
+                Found::Bad(format!("etcd at {address} did not answer a probe within {PROBE_TIMEOUT:?}"))
+            }
         }
     }
 
