@@ -1,12 +1,42 @@
 //! Logs, on standard error: standard output belongs to what the commands print.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+use crate::clock::Moment;
+
 /// What is logged if nobody says otherwise.
 const DEFAULT_FILTER: &str = "info";
+
+/// The least time between two lines of which there may be very many.
+const LINES_APART: Duration = Duration::from_secs(5);
+
+/// Lets a first line through, then one in a while: what is away fails every call, and says the same of each.
+#[derive(Debug, Default)]
+pub struct Throttle(Mutex<Lines>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    last: Option<Moment>,
+    withheld: u64,
+}
+
+impl Throttle {
+    /// Whether a line may be written now: then, how many were withheld since the last one.
+    pub fn pass(&self, now: Moment) -> Option<u64> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.last.is_some_and(|last| now.since(last) < LINES_APART) {
+            lines.withheld += 1;
+            return None;
+        }
+        lines.last = Some(now);
+        Some(std::mem::take(&mut lines.withheld))
+    }
+}
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +83,14 @@ fn parse(filter: &str) -> Result<EnvFilter, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_first_line_passes_then_one_in_a_while_with_the_number_of_those_withheld() {
+        let throttle = Throttle::default();
+        let at = [0, 1, 4_999, 5_000, 5_001, 60_000, 65_000];
+        let passed = at.map(|ms| throttle.pass(Moment::from_start(Duration::from_millis(ms))));
+        assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1), Some(0)]);
+    }
 
     #[test]
     fn levels_and_targets_are_filters_and_nonsense_is_named() {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use onced_client::v1::{self, CompleteResponse, Completed};
-use onced_client::{Begun, Code, Error, ErrorReason, Outcome, Record, duration};
+use onced_client::{Begun, Code, Error, ErrorReason, Outcome, Record, Refusal, duration};
 use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,12 @@ const SHOWN_MAX_BYTES: usize = 4 << 10;
 
 /// What to look at when no server answers.
 const IS_IT_THERE: &str = "is onced running there? --server or ONCED_SERVER names another";
+/// When one took the call, and was never heard of again.
+const IS_IT_STUCK: &str =
+    "it took the call, and it or the store behind it hangs: the log of onced says which";
+/// When its store is away.
+const IS_ITS_STORE_WELL: &str = "onced runs, and its store does not answer it: look at the store (with etcd: does it \
+                                 run, and has it a leader?); the log of onced says what failed";
 
 /// What a command has to say.
 #[derive(Debug)]
@@ -83,13 +89,24 @@ pub enum Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let advice = match &error {
-            Error::Unavailable { .. } => Some(IS_IT_THERE.to_owned()),
+            Error::Unavailable { last, .. } => where_to_look(last).map(str::to_owned),
             Error::Refused(refusal) if refusal.reason == Some(ErrorReason::ClaimLost) => {
                 what_is_there(&refusal.metadata)
             }
             _ => None,
         };
         Problem::Call(error, advice)
+    }
+}
+
+/// Where to look when a call ran out of time, by what its last attempt ended with.
+pub fn where_to_look(last: &Refusal) -> Option<&'static str> {
+    match (last.reason, last.code) {
+        (Some(ErrorReason::StoreUnavailable), _) => Some(IS_ITS_STORE_WELL),
+        (Some(ErrorReason::DeadlineExceeded), _) | (None, Code::DeadlineExceeded) => Some(IS_IT_STUCK),
+        // It says enough by itself.
+        (Some(_), _) => None,
+        (None, _) => Some(IS_IT_THERE),
     }
 }
 
@@ -134,7 +151,9 @@ fn complain(as_json: bool, problem: &Problem) -> Exit {
             (Exit::of_error(error), error.to_string(), advice.clone(), json)
         }
         Problem::BeginUnknown(error, request_id) => {
-            let advice = format!("{IS_IT_THERE}; repeat it with --request-id {request_id}");
+            let look =
+                error.refusal().and_then(where_to_look).map(|look| format!("{look}; ")).unwrap_or_default();
+            let advice = format!("{look}repeat it with --request-id {request_id}");
             let json = json!({ "error": error_json(error), "request_id": request_id });
             (Exit::of_error(error), error.to_string(), Some(advice), json)
         }

@@ -88,15 +88,19 @@ impl EtcdArgs {
 
 /// The password in a file, or else in the environment: command lines are there for all to see.
 fn password(file: Option<PathBuf>) -> Result<String, String> {
-    match file {
-        Some(file) => fs::read_to_string(&file)
-            .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
-            .map_err(|error| format!("cannot read the etcd password in {}: {error}", file.display())),
-        None => std::env::var("ONCED_ETCD_PASSWORD").map_err(|_| {
+    let Some(file) = file else {
+        let password = std::env::var("ONCED_ETCD_PASSWORD").ok().filter(|password| !password.is_empty());
+        return password.ok_or_else(|| {
             "--etcd-user needs a password: name a file that holds it with --etcd-password-file, or set \
              ONCED_ETCD_PASSWORD"
                 .to_owned()
-        }),
+        });
+    };
+    let text = fs::read_to_string(&file)
+        .map_err(|error| format!("cannot read the etcd password in {}: {error}", file.display()))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(format!("{} is to hold the etcd password, and is empty", file.display())),
+        password => Ok(password.to_owned()),
     }
 }
 
@@ -140,5 +144,8 @@ mod tests {
         assert_eq!(password(Some(file.path().to_owned())), Ok(" pass word ".to_owned()));
         let missing = file.path().with_extension("missing");
         assert!(password(Some(missing.clone())).unwrap_err().contains(missing.to_str().unwrap()));
+        fs::write(file.path(), "\n").unwrap();
+        let refused = password(Some(file.path().to_owned())).unwrap_err();
+        assert!(refused.contains(file.path().to_str().unwrap()) && refused.contains("empty"), "{refused}");
     }
 }

@@ -51,7 +51,7 @@ async fn settle(
                         *unsettled |= matches!(error, StoreError::OutcomeUnknown(_));
                         last = error;
                     }
-                    Err(error @ (StoreError::Full(_) | StoreError::Corrupt(_))) => {
+                    Err(error @ (StoreError::Full(_) | StoreError::Corrupt { .. })) => {
                         return Err(Error::Store(error));
                     }
                 }

@@ -82,7 +82,7 @@ impl Unreceived {
                 // Somebody resumed it, or the first try did land.
                 Ok(Swapped::Conflict(_)) => return,
                 Err(StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_)) => {}
-                Err(StoreError::Full(_) | StoreError::Corrupt(_)) => break,
+                Err(StoreError::Full(_) | StoreError::Corrupt { .. }) => break,
             }
         }
         tracing::warn!(key = %key.short_hash(), "a claim that nobody received could not be given back; it will lapse");

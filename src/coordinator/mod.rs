@@ -252,7 +252,7 @@ impl Coordinator {
 impl Inner {
     async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
         match tokio::time::timeout(self.settings.store_timeout, self.store.load(key)).await {
-            Ok(loaded) => loaded,
+            Ok(loaded) => loaded.map_err(|error| error.of(key)),
             Err(_) => Err(StoreError::NotApplied("no answer in time".to_owned())),
         }
     }
@@ -264,7 +264,7 @@ impl Inner {
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
         match tokio::time::timeout(self.settings.store_timeout, self.store.swap(key, expected, next)).await {
-            Ok(swapped) => swapped,
+            Ok(swapped) => swapped.map_err(|error| error.of(key)),
             Err(_) => Err(StoreError::OutcomeUnknown("no answer in time".to_owned())),
         }
     }

@@ -277,7 +277,7 @@ impl Room {
 
     fn load_failed(&mut self, error: &StoreError, actions: &mut Vec<Action>) {
         let sent = self.sent;
-        let corrupt = matches!(error, StoreError::Corrupt(_));
+        let corrupt = matches!(error, StoreError::Corrupt { .. });
         self.waiters.retain(|id, waiter| {
             let rides_it_out = waiter.seated && waiter.patient && !corrupt;
             let stays = rides_it_out || waiter.needs > sent;

@@ -19,6 +19,7 @@ use crate::generated::health_v1::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
 };
 use crate::generated::onced_v1::{admin_service_server, idempotency_service_server};
+use crate::telemetry::Throttle;
 
 /// The server as a whole: liveness.
 const LIVENESS: &str = "";
@@ -27,8 +28,8 @@ const READINESS: [&str; 2] = [idempotency_service_server::SERVICE_NAME, admin_se
 
 /// The time between two probes of the store.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a probe may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a probe may take: longer than etcd has, so that what failed there is told, and not just that time passed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long the store must have been away before the server is not ready. Leader changes of etcd are shorter:
 /// were each of them to count, all servers would be unready at once, and nobody could be sent elsewhere.
 const SUSTAINED: Duration = Duration::from_secs(10);
@@ -85,7 +86,7 @@ impl Reporter {
         F: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
     {
-        let mut hysteresis = Hysteresis::default();
+        let (mut hysteresis, warnings) = (Hysteresis::default(), Throttle::default());
         loop {
             let asked = clock.now();
             let answer = tokio::time::timeout(PROBE_TIMEOUT, probe()).await;
@@ -99,7 +100,10 @@ impl Reporter {
             match (was, hysteresis.is_well(), failure) {
                 (false, true, _) => tracing::info!("the store answers: ready"),
                 (true, false, Some(failure)) => tracing::error!(failure, "the store is away: not ready"),
-                (_, _, Some(failure)) => tracing::warn!(failure, "the store did not answer a probe"),
+                (_, _, Some(failure)) if warnings.pass(clock.now()).is_some() => {
+                    tracing::warn!(failure, "the store did not answer a probe");
+                }
+                (_, _, Some(_)) => {}
                 (_, _, None) => {}
             }
             self.store_is_well(hysteresis.is_well());

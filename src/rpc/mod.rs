@@ -36,6 +36,7 @@ use crate::record::limits::OUTCOME_MAX_BYTES;
 
 use layers::edge::EdgeLayer;
 use layers::limit::Limits;
+use layers::trace::StoreFailures;
 use service::Service;
 
 /// The domain of every ErrorInfo.
@@ -88,13 +89,15 @@ pub fn routes(coordinator: Coordinator, settings: Settings, drain: CancellationT
     let max_outcome_bytes = settings.max_outcome_bytes.min(OUTCOME_MAX_BYTES);
     let settings = Arc::new(Settings { max_outcome_bytes, ..settings });
     let limits = Limits::new(&settings);
+    let store_failures = StoreFailures::new(clock.clone());
     let service = Service {
-        stack: layers::stack(coordinator.clone(), &clock, &settings, &limits),
+        stack: layers::stack(coordinator.clone(), &clock, &settings, &limits, &store_failures),
         coordinator,
         clock: clock.clone(),
         settings: Arc::clone(&settings),
         limits,
         drain: drain.clone(),
+        store_failures,
     };
     let max = settings.max_message_bytes;
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))

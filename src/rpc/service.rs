@@ -13,6 +13,7 @@ use super::Settings;
 use super::call::{self, Answer, Call, Context, Places};
 use super::failure::Failure;
 use super::layers::edge::{Arrival, Outbound};
+use super::layers::trace::StoreFailures;
 use super::layers::{Limits, Stack};
 use super::session::{self, Session};
 use super::watch::{self, Watch};
@@ -30,6 +31,7 @@ pub struct Service {
     pub settings: Arc<Settings>,
     pub limits: Limits,
     pub drain: CancellationToken,
+    pub store_failures: StoreFailures,
 }
 
 impl Service {
@@ -99,6 +101,7 @@ impl IdempotencyService for Service {
             clock: self.clock.clone(),
             deadline: context.deadline,
             drain: self.drain.clone(),
+            store_failures: self.store_failures.clone(),
             _place: self.limits.watch().map_err(|failure| failure.to_status())?,
         };
         let stream = watch.open(&self.coordinator, request.get_ref());

@@ -46,7 +46,7 @@ impl Failure {
             Failure::Coordinator(Error::Store(error)) => match error {
                 StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_) => ErrorReason::StoreUnavailable,
                 StoreError::Full(_) => ErrorReason::StoreFull,
-                StoreError::Corrupt(_) => ErrorReason::RecordCorrupt,
+                StoreError::Corrupt { .. } => ErrorReason::RecordCorrupt,
             },
             Failure::Coordinator(Error::Draining) => ErrorReason::Draining,
             Failure::Overloaded(_) => ErrorReason::Overloaded,
@@ -148,7 +148,9 @@ impl Failure {
             Failure::Coordinator(Error::Store(error)) => match error {
                 StoreError::NotApplied(_) | StoreError::Full(_) => vec![("write", "not applied".to_owned())],
                 StoreError::OutcomeUnknown(_) => vec![("write", "unknown".to_owned())],
-                StoreError::Corrupt(_) => Vec::new(),
+                StoreError::Corrupt { .. } => {
+                    error.corrupt_key().map(|key| ("key_hash", key.short_hash())).into_iter().collect()
+                }
             },
             Failure::Overloaded(limit) => {
                 vec![("limit", limit.name().to_owned()), ("size", limit.size().to_string())]
@@ -199,7 +201,7 @@ fn stored(error: &StoreError) -> &'static str {
         StoreError::Full(_) => {
             "the store has no room, and nothing was written; claims that are held can still complete"
         }
-        StoreError::Corrupt(_) => {
+        StoreError::Corrupt { .. } => {
             "the stored record cannot be read by this server; it may be damaged, or written by a newer version"
         }
     }

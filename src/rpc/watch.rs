@@ -11,9 +11,9 @@ use tonic::Status;
 
 use super::convert::{request, response};
 use super::failure::Failure;
+use super::layers::trace::{StoreFailures, Subject};
 use crate::clock::{Clock, Moment};
-use crate::coordinator::{Coordinator, Error, Views};
-use crate::record::RecordKey;
+use crate::coordinator::{Coordinator, Views};
 
 /// The answers of a watch.
 pub type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
@@ -24,6 +24,7 @@ pub struct Watch {
     /// When its caller has enough.
     pub deadline: Option<Moment>,
     pub drain: CancellationToken,
+    pub store_failures: StoreFailures,
     /// Its place under the limit of waiting calls.
     pub _place: OwnedSemaphorePermit,
 }
@@ -45,7 +46,7 @@ impl Watch {
                 match watch.next(&mut views).await? {
                     Ok(state) => Some((Ok(state), Some((watch, views)))),
                     Err(failure) => {
-                        log(&key, &failure);
+                        watch.store_failures.log("Watch", &Subject::from(&key), &failure);
                         Some((Err(failure.to_status()), None))
                     }
                 }
@@ -73,11 +74,5 @@ impl Watch {
                 .ok_or(Failure::Internal("the record contradicts itself")),
             Err(error) => Err(error.into()),
         })
-    }
-}
-
-fn log(key: &RecordKey, failure: &Failure) {
-    if let Failure::Coordinator(Error::Store(error)) = failure {
-        tracing::warn!(rpc = "Watch", ?key, %error, "the store failed");
     }
 }

@@ -136,7 +136,7 @@ fn encode_outcome(outcome: &Outcome) -> StoredOutcome {
 pub(super) fn decode(bytes: &[u8], revision: Revision) -> Result<Decoded, StoreError> {
     // A newer form may not even parse as ours, so its version is looked at first.
     let format = StoredFormat::decode(bytes).map_err(|_| corrupt("it is not a record of onced"))?.format;
-    check_format(format).map_err(StoreError::Corrupt)?;
+    check_format(format).map_err(StoreError::corrupt)?;
     let stored =
         StoredRecord::decode(bytes).map_err(|error| corrupt(&format!("it does not parse: {error}")))?;
     let placement = Placement { lock_lease: stored.lock_lease, keep_until_ms: stored.keep_until_ms };
@@ -147,7 +147,7 @@ pub(super) fn decode(bytes: &[u8], revision: Revision) -> Result<Decoded, StoreE
 /// Reads nothing but the running time until which a record is kept, in milliseconds. 0: for ever.
 pub(super) fn decode_keep_until_ms(bytes: &[u8]) -> Result<u64, StoreError> {
     let stored = StoredExpiry::decode(bytes).map_err(|_| corrupt("it is not a record of onced"))?;
-    check_format(stored.format).map_err(StoreError::Corrupt)?;
+    check_format(stored.format).map_err(StoreError::corrupt)?;
     Ok(stored.keep_until_ms)
 }
 
@@ -232,7 +232,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn corrupt(what: &str) -> StoreError {
-    StoreError::Corrupt(what.to_owned())
+    StoreError::corrupt(what)
 }
 
 #[cfg(test)]
@@ -351,7 +351,7 @@ mod tests {
             let whole = encode(&record, &Placement::default());
             let cut = cut % whole.len();
             match decode(&whole[..cut], REVISION) {
-                Err(StoreError::Corrupt(_)) => {}
+                Err(StoreError::Corrupt { .. }) => {}
                 // What ends between two fields parses; the state comes last, so little can be missing.
                 Ok(decoded) => prop_assert_eq!(decoded.record.request_id, record.request_id),
                 Err(other) => prop_assert!(false, "{other}"),
@@ -375,7 +375,7 @@ mod tests {
 
     fn refusal(stored: &StoredRecord) -> String {
         match decode(&stored.encode_to_vec(), REVISION) {
-            Err(StoreError::Corrupt(why)) => why,
+            Err(StoreError::Corrupt { why, .. }) => why,
             other => panic!("{other:?} instead of Corrupt"),
         }
     }
@@ -400,7 +400,7 @@ mod tests {
     fn a_newer_format_is_told_from_garbage_even_if_nothing_else_parses() {
         // Field 1 = 9; then field 5, in our form a string, as a varint.
         let why = match decode(&[0x08, 9, 0x28, 1], REVISION) {
-            Err(StoreError::Corrupt(why)) => why,
+            Err(StoreError::Corrupt { why, .. }) => why,
             other => panic!("{other:?} instead of Corrupt"),
         };
         assert!(why.contains("newer onced"), "{why}");

@@ -57,7 +57,7 @@ pub trait RecordStore: Send + Sync + 'static {
     /// `limit` records at most, and may hold fewer, or none, without being the last.
     ///
     /// # Errors
-    /// As for `load`; a record that cannot be read fails the page.
+    /// As for `load`; a record that cannot be read fails the page, and is named.
     async fn scan(
         &self,
         namespace: &Namespace,
@@ -136,18 +136,45 @@ pub enum StoreError {
     #[error("the store is full: {0}")]
     Full(String),
     /// What is stored cannot be read by this server.
-    #[error("the stored record cannot be read: {0}")]
-    Corrupt(String),
+    #[error("the stored record cannot be read: {why}")]
+    Corrupt {
+        /// What is wrong with it.
+        why: String,
+        /// Which one it is, where that is known.
+        key: Option<RecordKey>,
+    },
 }
 
 impl StoreError {
+    /// Something that cannot be read. Whoever knows which record it is says so with [`StoreError::of`].
+    pub fn corrupt(why: impl Into<String>) -> Self {
+        StoreError::Corrupt { why: why.into(), key: None }
+    }
+
+    /// The same, met at this record.
+    #[must_use]
+    pub fn of(mut self, record: &RecordKey) -> Self {
+        if let StoreError::Corrupt { key, .. } = &mut self {
+            key.get_or_insert_with(|| record.clone());
+        }
+        self
+    }
+
+    /// The record that cannot be read, if this is such an error and says which.
+    pub fn corrupt_key(&self) -> Option<&RecordKey> {
+        match self {
+            StoreError::Corrupt { key, .. } => key.as_ref(),
+            StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_) | StoreError::Full(_) => None,
+        }
+    }
+
     /// The same for a call that wrote before, and never learned what became of that: no later failure to write or
     /// to read makes it a call that wrote nothing.
     #[must_use]
     pub fn after_unknown(self) -> Self {
         match self {
             StoreError::NotApplied(why) | StoreError::Full(why) => StoreError::OutcomeUnknown(why),
-            StoreError::OutcomeUnknown(_) | StoreError::Corrupt(_) => self,
+            StoreError::OutcomeUnknown(_) | StoreError::Corrupt { .. } => self,
         }
     }
 }

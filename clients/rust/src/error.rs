@@ -26,15 +26,16 @@ pub enum Error {
     /// A server refused the call; the same call again would be refused again.
     #[error(transparent)]
     Refused(Box<Refusal>),
-    /// No server answered before the caller's time was up. What became of the call is unknown, and the
+    /// No server could do it before the caller's time was up. What became of the call is unknown, and the
     /// same call may be sent again.
-    #[error("no answer from {servers} within {patience:?}; last: {last}")]
+    #[error("{}", unavailable(servers, *tried, last))]
     Unavailable {
         /// The servers that were asked.
         servers: String,
-        /// How long the call was tried for.
-        patience: Duration,
-        /// What the last attempt ended with.
+        /// How long the call was tried for: less than the caller's time, where the next attempt would have come
+        /// after it.
+        tried: Duration,
+        /// What the last attempt ended with. It has a reason if a server answered at all.
         last: Box<Refusal>,
     },
     /// The outcome is over the limit that the claim told. It was not sent.
@@ -82,6 +83,22 @@ impl Error {
         }
     }
 
+    /// The same for a call whose earlier attempts were answered, though the last one was not: what was said
+    /// tells more of the server than that its time was up.
+    pub(crate) fn after_answer(self, answered: Option<Refusal>) -> Self {
+        match (self, answered) {
+            (Error::Unavailable { servers, tried, last }, Some(answered))
+                if last.reason.is_none() && last.code == Code::DeadlineExceeded =>
+            {
+                let message = format!("{}; before that: {}", last.message, answered.message);
+                // The values were those of another attempt.
+                let last = Box::new(Refusal { message, metadata: BTreeMap::new(), ..answered });
+                Error::Unavailable { servers, tried, last }
+            }
+            (error, _) => error,
+        }
+    }
+
     pub(crate) fn answer_unknown(call: &'static str) -> Self {
         Self::AnswerUnknown { call }
     }
@@ -123,6 +140,22 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// A time for people, who do not count nanoseconds.
+pub(crate) fn rounded(time: Duration) -> Duration {
+    let unit_ms = if time < Duration::from_secs(1) { 1 } else { 100 };
+    let units = (time.as_millis() + unit_ms / 2) / unit_ms;
+    Duration::from_millis(u64::try_from(units * unit_ms).unwrap_or(u64::MAX))
+}
+
+/// Whether a server was there and could not do it, or none was.
+fn unavailable(servers: &str, tried: Duration, last: &Refusal) -> String {
+    let tried = rounded(tried);
+    match last.reason {
+        Some(_) => format!("{servers} answered, but could not do it in {tried:?}; last: {last}"),
+        None => format!("no answer from {servers} in {tried:?}; last: {last}"),
+    }
+}
 
 /// The text of a status. One that was made by the transport hides its cause ("Connection refused") in its
 /// sources, so they are told as well.
@@ -166,6 +199,26 @@ mod tests {
     fn a_reason_of_another_domain_or_a_newer_server_is_none() {
         assert_eq!(Refusal::of(&status("example.com", "CLAIM_LOST")).reason, None);
         assert_eq!(Refusal::of(&status("onced.dev", "NEVER_HEARD_OF")).reason, None);
+    }
+
+    fn silence() -> Error {
+        let last = Box::new(Refusal::of(&Status::deadline_exceeded("onced:1 did not answer within 2s")));
+        Error::Unavailable { servers: "onced:1".to_owned(), tried: Duration::from_micros(4_449_000), last }
+    }
+
+    #[test]
+    fn who_answered_is_told_from_who_did_not() {
+        assert_eq!(
+            silence().after_answer(None).to_string(),
+            "no answer from onced:1 in 4.4s; last: onced:1 did not answer within 2s"
+        );
+        let answered = silence().after_answer(Some(Refusal::of(&status("onced.dev", "STORE_UNAVAILABLE"))));
+        assert_eq!(
+            answered.to_string(),
+            "onced:1 answered, but could not do it in 4.4s; last: onced:1 did not answer within 2s; before that: \
+             taken over (STORE_UNAVAILABLE)"
+        );
+        assert!(answered.is_unavailable());
     }
 
     #[test]

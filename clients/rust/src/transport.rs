@@ -9,7 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::clock::{Clock, Moment};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, rounded};
 use crate::retry::{self, Advice};
 
 /// How long a connection may take to come up.
@@ -83,7 +83,7 @@ impl Transport {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let deadline = self.clock.now() + patience.total;
-        let mut attempts = 0;
+        let (mut attempts, mut answered) = (0, None);
         loop {
             let index = self.current.load(Ordering::Relaxed);
             let sent = self.clock.now();
@@ -93,11 +93,13 @@ impl Transport {
             let answer = tokio::time::timeout(time + ANSWER_MARGIN, send(self.channel(index, lane), attempt));
             let status = match answer.await {
                 Ok(Ok(response)) => return Ok(Answer { message: response.into_inner(), sent }),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!("{} did not answer", self.name(index))),
+                Ok(Err(status)) if !is_time_out(&status) => status,
+                Ok(Err(_)) | Err(_) => silence(self.name(index), time),
             };
             attempts += 1;
-            self.pause(index, attempts, deadline, patience.total, &status).await?;
+            let paused = self.pause(index, attempts, deadline, patience.total, &status).await;
+            paused.map_err(|error| error.after_answer(answered.take()))?;
+            answered = Some(Refusal::of(&status)).filter(|refusal| refusal.reason.is_some()).or(answered);
         }
     }
 
@@ -120,11 +122,11 @@ impl Transport {
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
         let servers = u32::try_from(self.servers.len()).unwrap_or(u32::MAX);
         let wait = retry::wait(attempts, servers, pushback);
-        if wait >= deadline.since(self.clock.now()) {
+        let left = deadline.since(self.clock.now());
+        if wait >= left {
             let servers = self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-            // For people: what is left of a longer wait ends in nanoseconds.
-            let patience = Duration::from_secs_f64((patience.as_secs_f64() * 10.0).round() / 10.0);
-            return Err(Error::Unavailable { servers, patience, last: Box::new(refusal) });
+            let tried = patience.saturating_sub(left);
+            return Err(Error::Unavailable { servers, tried, last: Box::new(refusal) });
         }
         tracing::debug!(server = self.name(index), attempts, ?wait, error = %refusal, "trying again");
         tokio::time::sleep(wait).await;
@@ -153,6 +155,17 @@ impl Transport {
     fn name(&self, index: usize) -> &str {
         &self.servers[index % self.servers.len()].name
     }
+}
+
+/// Whether the connection's own timer, which keeps the deadline of each attempt, ended it.
+fn is_time_out(status: &Status) -> bool {
+    let mut causes =
+        std::iter::successors(std::error::Error::source(status), |&cause| std::error::Error::source(cause));
+    causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
+}
+
+fn silence(server: &str, time: Duration) -> Status {
+    Status::deadline_exceeded(format!("{server} did not answer within {:?}", rounded(time)))
 }
 
 impl Server {

@@ -289,6 +289,10 @@ fn finish(
              for any with --no-fingerprint, in every invocation. If the first one was a mistake, onced delete \
              forgets it (onced list has its token)",
         ),
+        (OnceError::NotBegun(cause), _) if cause.is_unavailable() => {
+            let look = cause.refusal().and_then(output::where_to_look);
+            fail(&look.map_or_else(|| error.to_string(), |look| format!("{error}\n{look}")))
+        }
         _ => fail(&error.to_string()),
     }
 }

@@ -6,7 +6,7 @@ pub mod limit;
 mod panic;
 #[cfg(test)]
 mod tests;
-mod trace;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -22,12 +22,18 @@ pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<Handl
 
 /// Puts the layers around a handler, the innermost first: whatever happens is traced, a panic anywhere becomes
 /// an answer, and the time to get a place counts against the deadline.
-pub fn stack(coordinator: Coordinator, clock: &Clock, settings: &Arc<Settings>, limits: &Limits) -> Stack {
+pub fn stack(
+    coordinator: Coordinator,
+    clock: &Clock,
+    settings: &Arc<Settings>,
+    limits: &Limits,
+    store_failures: &trace::StoreFailures,
+) -> Stack {
     let handler = Handler { coordinator, clock: clock.clone(), settings: Arc::clone(settings) };
     let limit = limit::Limit { inner: handler, limits: limits.clone() };
     let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
     let panic = panic::Panic { inner: deadline };
-    trace::Trace { inner: panic, clock: clock.clone() }
+    trace::Trace { inner: panic, clock: clock.clone(), store_failures: store_failures.clone() }
 }
 
 /// The future of every layer.

@@ -53,7 +53,7 @@ fn table() -> Vec<(Failure, Code, &'static str, bool, bool)> {
         (store(StoreError::NotApplied), C::Unavailable, "STORE_UNAVAILABLE", true, false),
         (store(StoreError::OutcomeUnknown), C::Unavailable, "STORE_UNAVAILABLE", true, false),
         (store(StoreError::Full), C::ResourceExhausted, "STORE_FULL", true, false),
-        (store(StoreError::Corrupt), C::DataLoss, "RECORD_CORRUPT", false, false),
+        (store(StoreError::corrupt), C::DataLoss, "RECORD_CORRUPT", false, false),
         (Failure::DRAINING, C::Unavailable, "DRAINING", true, true),
         (Failure::Coordinator(Error::Fault), C::Internal, "INTERNAL", false, false),
         (Failure::Overloaded(Limit::Active(1)), C::Unavailable, "OVERLOADED", true, true),

@@ -53,7 +53,7 @@ pub(super) fn key_of(namespace: &Namespace, row: &[u8]) -> Result<Key, StoreErro
     row.get(namespace.as_str().len() + 2..)
         .and_then(|key| std::str::from_utf8(key).ok())
         .and_then(Key::new)
-        .ok_or_else(|| StoreError::Corrupt("the name of a row is not a key".to_owned()))
+        .ok_or_else(|| StoreError::corrupt("the name of a row is not a key"))
 }
 
 fn namespace_row(namespace: &Namespace, end: u8) -> Vec<u8> {
@@ -72,7 +72,7 @@ impl<'a> Row<'a> {
     pub(super) fn parse(value: &'a [u8]) -> Result<Self, StoreError> {
         let (revision, stored) = value
             .split_first_chunk::<8>()
-            .ok_or_else(|| StoreError::Corrupt("its row is too short for a revision".to_owned()))?;
+            .ok_or_else(|| StoreError::corrupt("its row is too short for a revision"))?;
         Ok(Self { revision: Revision(u64::from_be_bytes(*revision)), stored })
     }
 

@@ -98,16 +98,16 @@ impl Data {
         let mut tree = table.range::<&[u8]>(range).map_err(unreadable)?.peekable();
         while let Some(entry) = next_row(&mut recent, &mut tree) {
             let (row, value) = entry.map_err(unreadable)?;
-            let key = layout::key_of(namespace, &row)?;
+            let key = RecordKey { namespace: namespace.clone(), key: layout::key_of(namespace, &row)? };
             bytes += value.as_ref().map_or(0, Bytes::len);
             rows += 1;
-            let loaded = match value.map(|value| self.read(&value)).transpose()? {
+            let read = value.map(|value| self.read(&value)).transpose();
+            let loaded = match read.map_err(|error| error.of(&key))? {
                 None | Some(Found::Expired) => None,
                 Some(Found::Record(loaded)) => Some(loaded),
-                Some(Found::Replaced) => {
-                    self.load(&RecordKey { namespace: namespace.clone(), key: key.clone() })?
-                }
+                Some(Found::Replaced) => self.load(&key).map_err(|error| error.of(&key))?,
             };
+            let RecordKey { key, .. } = key;
             page.records.extend(loaded.map(|loaded| (key.clone(), loaded)));
             if page.records.len() >= limit || bytes >= PAGE_BYTES_MAX || rows >= PAGE_ROWS_MAX {
                 page.next = Some(key);
@@ -172,7 +172,7 @@ fn next_row(
 
 fn unreadable(error: impl Into<redb::Error>) -> StoreError {
     match error.into() {
-        redb::Error::Corrupted(what) => StoreError::Corrupt(what),
+        redb::Error::Corrupted(what) => StoreError::corrupt(what),
         error => StoreError::NotApplied(format!("reading the data file failed: {error}")),
     }
 }

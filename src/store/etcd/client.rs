@@ -1,5 +1,5 @@
-//! Calls to etcd: each bounded in time, and each failure told apart by what is known of the request. A read
-//! may be sent to several endpoints, a write never is once it may have left: sent twice, it could land twice.
+//! Calls to etcd, each bounded in time. A read may be sent to several endpoints, a write never is once it may have
+//! left: sent twice, it could land twice.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,73 +12,23 @@ use etcd_client::{
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Code;
 
+use super::advice::Advice;
+use super::call_error::CallError;
 use super::dial::Dial;
 use super::endpoints::{Endpoints, Failure, Fault, Line, Stage};
 use super::identity::{Answer, Identity};
-use super::keyspace::PREFIX_MAX_BYTES;
+use super::keyspace::{Keyspace, PREFIX_MAX_BYTES};
 use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
-use crate::store::StoreError;
 
 /// The largest record in etcd with what surrounds it, in bytes.
 pub(super) const RECORD_MAX_BYTES: usize = STORED_MAX_BYTES + 4 * (KEY_MAX_BYTES + PREFIX_MAX_BYTES);
 /// The most that is decoded of the answer to a read, in bytes: four of the largest records.
-const DECODE_MAX_BYTES: usize = 4 * RECORD_MAX_BYTES;
+pub(super) const DECODE_MAX_BYTES: usize = 4 * RECORD_MAX_BYTES;
 /// The same for a write: more than it can bring, since an answer not understood leaves a write's outcome unknown.
 const DECODE_WRITE_MAX_BYTES: usize = (TXN_MAX_OPS + 1) * RECORD_MAX_BYTES;
 /// The most operations in one transaction: a limit of etcd.
 pub(super) const TXN_MAX_OPS: usize = 128;
-
-/// Why a call failed, by what is known of the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum CallError {
-    /// etcd refused this very request: nothing was done.
-    Refused(String),
-    /// etcd refused the request for what it is, its size or its number of operations: nothing was done.
-    Unfit(String),
-    /// It never left this process, or came to a member that serves nobody: nothing was done.
-    Unreachable(String),
-    /// It came to an etcd that has another store than the one that was opened: nothing was done in that.
-    Foreign(String),
-    /// A put names a lease that is gone: nothing was done.
-    LeaseNotFound,
-    /// A lease of this id exists: nothing was done.
-    LeaseExists,
-    /// etcd is out of space. The write that first hits the quota gets this answer and is applied all the same.
-    NoSpace(String),
-    /// The answer is larger than what is decoded at once.
-    TooLarge,
-    /// No answer, or one that does not tell.
-    Unknown(String),
-}
-
-impl CallError {
-    /// The error of a call that writes no record, which did not fail for what it is.
-    pub(super) fn of_read(self) -> StoreError {
-        StoreError::NotApplied(self.into_text())
-    }
-
-    /// Whether etcd understood the request, and said no to it.
-    pub(super) fn is_refusal(&self) -> bool {
-        !matches!(self, CallError::Unreachable(_) | CallError::Foreign(_) | CallError::Unknown(_))
-    }
-
-    /// What to tell of it.
-    pub(super) fn into_text(self) -> String {
-        match self {
-            CallError::Refused(text)
-            | CallError::Unfit(text)
-            | CallError::Unreachable(text)
-            | CallError::NoSpace(text)
-            | CallError::Unknown(text) => text,
-            CallError::Foreign(text) => format!("{text}; if that is meant to be so, restart onced"),
-            CallError::LeaseNotFound => "etcd: the lease is gone".to_owned(),
-            CallError::LeaseExists => "etcd: the lease exists already".to_owned(),
-            CallError::TooLarge => format!("etcd's answer is larger than {DECODE_MAX_BYTES} bytes"),
-        }
-    }
-}
 
 /// What a call is, which decides whether it may be sent again, and what its answer says of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,19 +46,22 @@ enum Kind {
 pub(super) struct EtcdClient {
     endpoints: Arc<Endpoints>,
     call_timeout: Duration,
+    advice: Arc<Advice>,
     /// Runs as long as there is a client.
     _prober: Arc<AbortOnDropHandle<()>>,
 }
 
 impl EtcdClient {
     /// A client of the cluster at `endpoints` (host:port each, one at least), which probes them by reading
-    /// `marker`. Connects when first used, and again when needed.
-    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, marker: String) -> Self {
+    /// the marker of the store. Connects when first used, and again when needed.
+    pub(super) fn new(endpoints: &[String], dial: Dial, call_timeout: Duration, keyspace: &Keyspace) -> Self {
+        let advice = Arc::new(Advice::new(keyspace, dial.login.as_ref()));
         // With a choice, a connection that is slow to be made leaves time to try another.
         let connect_timeout = if endpoints.len() > 1 { call_timeout / 3 } else { call_timeout };
-        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout, Identity::new(marker)));
+        let identity = Identity::new(keyspace.meta());
+        let endpoints = Arc::new(Endpoints::new(endpoints, dial, connect_timeout, identity));
         let prober = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&endpoints).probe()));
-        Self { endpoints, call_timeout, _prober: Arc::new(prober) }
+        Self { endpoints, call_timeout, advice, _prober: Arc::new(prober) }
     }
 
     /// From now on calls only go where the marker holds this.
@@ -217,7 +170,7 @@ impl EtcdClient {
             let asked = self.endpoints.attempt(&line, &mut stage, ask_status);
             let status = match tokio::time::timeout(self.call_timeout, asked).await {
                 Ok(status) => status.map_err(|failure| failure.error),
-                Err(_) => Err(stage.lost(self.late(&line))),
+                Err(_) => Err(stage.lost(self.late(&line, self.call_timeout))),
             };
             (self.endpoints.address(&line).to_owned(), status)
         };
@@ -239,15 +192,20 @@ impl EtcdClient {
         kind: Kind,
         make: impl Fn(&Client) -> F,
     ) -> Result<(T, Line), CallError> {
-        let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting };
-        match tokio::time::timeout(self.call_timeout, self.try_each(kind, make, &mut tries)).await {
+        let mut tries = Tries { tried: Vec::new(), stage: Stage::Connecting, failures: Vec::new() };
+        let done = match tokio::time::timeout(self.call_timeout, self.try_each(kind, make, &mut tries)).await
+        {
             Ok(done) => done,
             Err(_) => {
                 self.endpoints.doubt();
-                let late = tries.tried.last().map(|line| self.late(line)).unwrap_or_default();
-                Err(tries.stage.lost(late))
+                let late = tries.tried.last().map(|line| self.late(line, self.call_timeout));
+                tries.failures.extend(late.clone());
+                Err(tries.stage.lost(late.unwrap_or_default()))
             }
-        }
+        };
+        // One endpoint alone does not tell what is wrong with a cluster.
+        let all = |last: String| if tries.failures.len() > 1 { tries.failures.join("; ") } else { last };
+        done.map_err(|error| error.retold(|last| self.advice.after(all(last))))
     }
 
     async fn try_each<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
@@ -276,8 +234,9 @@ impl EtcdClient {
                     return Ok((answer, line));
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => Failure { error: tries.stage.lost(self.late(&line)), fault: Fault::Likely },
+                Err(_) => Failure { error: tries.stage.lost(self.late(&line, bound)), fault: Fault::Likely },
             };
+            tries.failures.push(error.clone().into_text());
             match fault {
                 Fault::None => {}
                 Fault::Likely => {
@@ -302,8 +261,8 @@ impl EtcdClient {
         Err(last)
     }
 
-    fn late(&self, line: &Line) -> String {
-        format!("etcd at {} did not answer within {:?}", self.endpoints.address(line), self.call_timeout)
+    fn late(&self, line: &Line, bound: Duration) -> String {
+        format!("etcd at {} did not answer within {bound:?}", self.endpoints.address(line))
     }
 }
 
@@ -311,6 +270,8 @@ impl EtcdClient {
 struct Tries {
     tried: Vec<Line>,
     stage: Stage,
+    /// What became of those that failed.
+    failures: Vec<String>,
 }
 
 fn kv(client: &Client, decode_max: usize) -> etcd_client::KvClient {
@@ -322,124 +283,9 @@ fn ask_status(client: &Client) -> impl Future<Output = Result<StatusResponse, et
     async move { maintenance.status().await }
 }
 
-/// The text of an error, and what hides in its sources: "Connection refused".
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// What an error tells of its request. Doubt counts as unknown.
-pub(super) fn classify(error: etcd_client::Error) -> CallError {
-    let etcd_client::Error::GRpcStatus(status) = error else {
-        return CallError::Unknown(format!("etcd-client: {error}"));
-    };
-    if never_sent(&status) {
-        return CallError::Unreachable(format!("etcd cannot be reached: {}", with_causes(&status)));
-    }
-    // How etcd's side of the connection refuses to read a request at all: an operator has lowered its limit.
-    if status.code() == Code::ResourceExhausted
-        && status.message().starts_with("grpc: received message larger than max")
-    {
-        return CallError::Unfit(format!("etcd: {}", status.message()));
-    }
-    // Only etcd itself speaks so: the same codes also stand for broken connections.
-    let Some(said) = status.message().strip_prefix("etcdserver: ") else {
-        return match status.code() {
-            Code::OutOfRange => CallError::TooLarge,
-            _ => CallError::Unknown(format!("etcd: {}", with_causes(&status))),
-        };
-    };
-    let text = format!("etcd: {:?}: {}", status.code(), status.message());
-    match status.code() {
-        // Said before the request is looked at.
-        Code::Unavailable if said == "no leader" => CallError::Unreachable(text),
-        _ if said == "rpc not supported for learner" => CallError::Unreachable(text),
-        // Users were changed since the login, which the next connection repeats.
-        Code::InvalidArgument if said == "revision of auth store is old" => CallError::Unreachable(text),
-        Code::NotFound if said == "requested lease not found" => CallError::LeaseNotFound,
-        Code::FailedPrecondition if said == "lease already exists" => CallError::LeaseExists,
-        Code::ResourceExhausted if said == "mvcc: database space exceeded" => CallError::NoSpace(text),
-        // The second: its limit on operations was lowered.
-        Code::InvalidArgument
-            if matches!(said, "request is too large" | "too many operations in txn request") =>
-        {
-            CallError::Unfit(text)
-        }
-        Code::NotFound
-        | Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::ResourceExhausted
-        | Code::PermissionDenied
-        | Code::Unauthenticated
-        | Code::Unimplemented
-        // A revision that was compacted.
-        | Code::OutOfRange => CallError::Refused(text),
-        // Unavailable among them: etcd says so when a proposal it sent around got no answer.
-        _ => CallError::Unknown(text),
-    }
-}
-
-/// Whether the connection was never made, so that nothing was sent on it.
-fn never_sent(status: &tonic::Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
-    use tonic::Status;
-
     use super::*;
-
-    fn of(status: Status) -> CallError {
-        classify(etcd_client::Error::GRpcStatus(status))
-    }
-
-    #[test]
-    fn only_what_etcd_itself_refused_counts_as_refused() {
-        let refusals = [
-            Status::resource_exhausted("etcdserver: too many requests"),
-            Status::permission_denied("etcdserver: permission denied"),
-            Status::unauthenticated("etcdserver: invalid auth token"),
-            Status::out_of_range("etcdserver: mvcc: required revision has been compacted"),
-        ];
-        for status in refusals {
-            assert!(matches!(of(status), CallError::Refused(_)));
-        }
-        let unfit = [
-            Status::invalid_argument("etcdserver: request is too large"),
-            Status::invalid_argument("etcdserver: too many operations in txn request"),
-            Status::resource_exhausted("grpc: received message larger than max (1008080 vs. 624288)"),
-        ];
-        for status in unfit {
-            assert!(matches!(of(status), CallError::Unfit(_)));
-        }
-        let doubts = [
-            Status::unavailable("etcdserver: request timed out"),
-            Status::resource_exhausted("h2 protocol error: ENHANCE_YOUR_CALM"),
-            Status::permission_denied("h2 protocol error: INADEQUATE_SECURITY"),
-            Status::cancelled("Timeout expired"),
-            Status::unknown("transport error"),
-            Status::internal("h2 protocol error"),
-        ];
-        for status in doubts {
-            assert!(matches!(of(status), CallError::Unknown(_)));
-        }
-    }
 
     #[tokio::test]
     async fn a_write_that_cannot_leave_is_tried_at_each_endpoint() {
@@ -448,32 +294,10 @@ mod tests {
             || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let addresses = [refusing(), refusing()];
         let dial = Dial { tls: None, login: None };
-        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), "k".to_owned());
+        let keyspace = Keyspace::new("k").unwrap();
+        let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), &keyspace);
         let refused = client.txn_write(Txn::new()).await;
-        assert!(matches!(&refused, Err(CallError::Unreachable(text)) if text.contains(&addresses[1])));
-    }
-
-    #[test]
-    fn what_a_member_or_a_login_cannot_serve_may_be_tried_elsewhere() {
-        let nothing_done = [
-            Status::unavailable("etcdserver: no leader"),
-            Status::unavailable("etcdserver: rpc not supported for learner"),
-            Status::invalid_argument("etcdserver: revision of auth store is old"),
-        ];
-        for status in nothing_done {
-            assert!(matches!(of(status), CallError::Unreachable(_)));
-        }
-    }
-
-    #[test]
-    fn leases_and_space_are_told_apart() {
-        let gone = Status::not_found("etcdserver: requested lease not found");
-        assert_eq!(of(gone), CallError::LeaseNotFound);
-        let exists = Status::failed_precondition("etcdserver: lease already exists");
-        assert_eq!(of(exists), CallError::LeaseExists);
-        let full = Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
-        assert!(matches!(of(full), CallError::NoSpace(_)));
-        let large = Status::out_of_range("Error, decoded message length too large: found 9, the limit is: 8");
-        assert_eq!(of(large), CallError::TooLarge);
+        let Err(CallError::Unreachable(text)) = refused else { panic!("{refused:?}") };
+        assert!(addresses.iter().all(|address| text.contains(address)), "{text}");
     }
 }

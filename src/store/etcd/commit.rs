@@ -9,7 +9,8 @@ use etcd_client::KeyValue;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::WRITE_WAIT_MAX;
-use super::client::{CallError, EtcdClient, TXN_MAX_OPS};
+use super::call_error::CallError;
+use super::client::{EtcdClient, TXN_MAX_OPS};
 use super::keyspace::Keyspace;
 use super::queue::{Batches, Queue};
 use super::write::{Write, Written, alone, flat, nested, outcome_alone, outcomes_nested, revision_of};

@@ -7,7 +7,8 @@ use std::time::Duration;
 use etcd_client::{Client, ConnectOptions};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use super::client::{CallError, classify, with_causes};
+use super::advice::with_causes;
+use super::call_error::{CallError, classify};
 
 /// How often an idle connection is tried. etcd closes connections that ping it more often than every 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -72,7 +73,7 @@ impl Dial {
                 tracing::warn!(address, "etcd has authentication switched off: it takes anybody's calls");
                 Client::from_channel(channel, options(None)).await.map_err(classify)
             }
-            Err(refused @ CallError::Refused(_)) => Err(refused),
+            Err(refused @ CallError::Refused(_)) => Err(refused.at(address)),
             // Nothing but the login was sent.
             Err(error) => Err(unreachable(error.into_text())),
         }

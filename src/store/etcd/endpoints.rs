@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, classify};
+use super::call_error::{CallError, classify};
 use super::dial::Dial;
 use super::identity::{Answer, Identity, foreign};
 
@@ -25,6 +25,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The least time between two rounds of probes, however much is in doubt.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
+/// How many rounds in a row none serves when it is told: a disk may be slow for a second.
+const ROUNDS_TOLD: usize = 3;
 
 /// The endpoints of a cluster.
 pub(super) struct Endpoints {
@@ -156,7 +158,7 @@ impl Endpoints {
             let (call, before) = (make(client), self.identity.revision());
             *stage = Stage::Sent;
             let answer = call.await.map_err(|error| {
-                Failure::of(match classify(error) {
+                Failure::of(match classify(error).at(address) {
                     // Authentication was switched on since the connection was made. The next one logs in.
                     CallError::Refused(text) if self.logs_in() && text.ends_with("user name is empty") => {
                         CallError::Unreachable(text)
@@ -216,7 +218,10 @@ impl Endpoints {
     /// Makes another endpoint the current one, if this one is.
     fn leave(&self, index: usize) {
         let Some(next) = self.next(&[self.line(index)]) else { return };
-        if self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let left =
+            self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        // While all are down, each in turn is the first to be tried, which is nothing to tell of.
+        if left && !self.all[next.index].state().down {
             metrics::counter!("onced_etcd_endpoint_failovers_total").increment(1);
             tracing::info!(endpoint = self.address(&next), "calls to etcd go to another endpoint now");
         }
@@ -266,15 +271,29 @@ impl Endpoints {
 
     /// Probes all endpoints, again and again.
     pub(super) async fn probe(self: Arc<Self>) {
+        let mut rounds = 0;
         loop {
-            self.probe_once().await;
+            match self.probe_once().await {
+                None if rounds >= ROUNDS_TOLD => {
+                    tracing::info!("etcd serves again");
+                    rounds = 0;
+                }
+                None => rounds = 0,
+                Some(why) => {
+                    rounds += 1;
+                    if rounds == ROUNDS_TOLD {
+                        tracing::warn!(why, "no etcd endpoint serves");
+                    }
+                }
+            }
             tokio::time::sleep(PROBE_PAUSE).await;
             // Out of time or woken: the same.
             let _ = tokio::time::timeout(PROBE_INTERVAL - PROBE_PAUSE, self.doubt.notified()).await;
         }
     }
 
-    async fn probe_once(&self) {
+    /// Probes each once. If none serves, why.
+    async fn probe_once(&self) -> Option<String> {
         let probe = async |line: Line| {
             let probed = self.to_probe(&line);
             let found = self.look(&probed).await;
@@ -294,6 +313,11 @@ impl Endpoints {
                 Found::Bad(_) | Found::Well => {}
             }
         }
+        let why = probes.into_iter().filter_map(|(.., found)| match found {
+            Found::Bad(why) | Found::Foreign(why) => Some(why),
+            Found::Well => None,
+        });
+        (!better).then(|| why.collect::<Vec<_>>().join("; "))
     }
 
     /// Probes an endpoint.
@@ -311,7 +335,10 @@ impl Endpoints {
             Ok(Err(Failure { error: CallError::Foreign(why), .. })) => Found::Foreign(why),
             Ok(Err(failure)) if failure.error.is_refusal() => Found::Well,
             Ok(Err(failure)) => Found::Bad(failure.error.into_text()),
-            Err(_) => Found::Bad(format!("no answer to a probe within {PROBE_TIMEOUT:?}")),
+            Err(_) => {
+                let address = self.address(line);
+                Found::Bad(format!("etcd at {address} did not answer a probe within {PROBE_TIMEOUT:?}"))
+            }
         }
     }
 

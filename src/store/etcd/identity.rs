@@ -12,7 +12,7 @@ use etcd_client::{
     WatchStream,
 };
 
-use super::client::{CallError, classify};
+use super::call_error::{CallError, classify};
 
 /// Which store it is.
 pub(super) struct Identity {
@@ -106,7 +106,7 @@ impl Identity {
     /// `Foreign` if that is another store, `Refused` if it may not be read, else `Unreachable`.
     pub(super) async fn verify(&self, client: &Client, address: &str) -> Result<(), CallError> {
         let before = self.revision();
-        let read = self.read(client).await.map_err(|error| match classify(error) {
+        let read = self.read(client).await.map_err(|error| match classify(error).at(address) {
             // Nothing but this was sent.
             CallError::Unknown(text) => CallError::Unreachable(text),
             error => error,

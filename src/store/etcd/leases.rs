@@ -16,7 +16,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
 
-use super::client::{CallError, EtcdClient};
+use super::call_error::CallError;
+use super::client::EtcdClient;
 use super::keyspace::Keyspace;
 use crate::clock::{Clock, Moment};
 

@@ -2,7 +2,8 @@
 //! etcd-client.
 //!
 //! - `keyspace`: where things lie in etcd.
-//! - `client`: calls, bounded in time, and what their failures mean.
+//! - `client`: calls, bounded in time.
+//! - `call_error`: what their failures mean; `advice`: how these are told.
 //! - `endpoints`: which endpoint they go to.
 //! - `dial`: how a connection is made.
 //! - `identity`: whether it reaches the store that was opened.
@@ -13,6 +14,8 @@
 //! - `lapses`: which locks are known to be over.
 //! - `watch`: watches that go on after a stream is lost.
 
+mod advice;
+mod call_error;
 mod client;
 mod commit;
 mod dial;
@@ -35,7 +38,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{GetOptions, KeyValue, TxnOp};
 
-use self::client::{CallError, EtcdClient, TXN_MAX_OPS};
+use self::call_error::CallError;
+use self::client::{EtcdClient, TXN_MAX_OPS};
 use self::commit::Commits;
 use self::keyspace::Keyspace;
 use self::lapses::Lapses;
@@ -146,7 +150,7 @@ impl EtcdStore {
         let lease = match (decoded.record.lock_ttl(), decoded.placement.lock_lease) {
             (None, _) => None,
             (Some(_), 0) => {
-                return Err(StoreError::Corrupt("it is in progress but names no lease".to_owned()));
+                return Err(StoreError::corrupt("it is in progress but names no lease"));
             }
             (Some(_), lease) => Some(lease),
         };
@@ -410,11 +414,10 @@ impl RecordStore for EtcdStore {
         let mut records = Vec::with_capacity(read.kvs().len());
         for kv in read.kvs() {
             let key = self.keyspace.key_of(namespace, kv.key());
-            let key =
-                key.ok_or_else(|| StoreError::Corrupt("it has a name that onced gives none".to_owned()))?;
-            let (loaded, lease) =
-                self.read(&RecordKey { namespace: namespace.clone(), key: key.clone() }, kv)?;
-            records.push((key, loaded, lease));
+            let key = key.ok_or_else(|| StoreError::corrupt("it has a name that onced gives none"))?;
+            let key = RecordKey { namespace: namespace.clone(), key };
+            let (loaded, lease) = self.read(&key, kv).map_err(|error| error.of(&key))?;
+            records.push((key.key, loaded, lease));
         }
         // Their locks as they were just then: a claim that was renewed since has left its lease to end.
         let revision = read.header().map_or(0, |header| header.revision());

@@ -5,7 +5,8 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse};
 
 use super::EtcdConfig;
-use super::client::{CallError, EtcdClient};
+use super::call_error::CallError;
+use super::client::EtcdClient;
 use super::dial::Dial;
 use super::keyspace::Keyspace;
 use crate::store::encoding::{STORE_FORMAT, check_format};
@@ -50,16 +51,14 @@ pub enum OpenError {
     #[error("cannot use TLS to etcd: {0}")]
     Tls(String),
     /// etcd answers, and refuses what a store has to do.
-    #[error("the etcd at {endpoints} does not let onced use the prefix {prefix:?}: {why}{hint}")]
+    #[error("the etcd at {endpoints} does not let onced use the prefix {prefix:?}: {why}")]
     Refused {
         /// The endpoints.
         endpoints: String,
         /// The prefix.
         prefix: String,
-        /// What etcd says.
+        /// What etcd says, and what to do.
         why: String,
-        /// What to do.
-        hint: &'static str,
     },
     /// A member runs a version that loses data.
     #[error(
@@ -102,9 +101,7 @@ impl OpenError {
     }
 
     fn refused(config: &EtcdConfig, why: String) -> Self {
-        let hint = hint_refused(&why);
-        let prefix = config.prefix.clone();
-        OpenError::Refused { endpoints: config.endpoints.join(", "), prefix, why, hint }
+        OpenError::Refused { endpoints: config.endpoints.join(", "), prefix: config.prefix.clone(), why }
     }
 }
 
@@ -119,32 +116,18 @@ fn hint_unreachable(why: &str, tls: bool) -> &'static str {
         "; renew its certificate, or set the clock right"
     } else if has("InvalidContentType") || has("handshake eof") {
         "; if it does not speak TLS there, write etcd:// in place of etcds://"
+    } else if has("no leader") {
+        // It says what to do by itself.
+        ""
     } else if has("refused") || has("lookup") {
         "; check the address, and whether etcd runs"
     } else if ["no answer", "did not answer", "no connection"].into_iter().any(has) {
-        ""
+        "; check the address, the network, and whether etcd is well there"
     } else if tls {
         // By TLS 1.3 who connects learns of being turned away after the handshake, or never.
         "; it may take only certificates that its own CA signed: name one with --etcd-cert and --etcd-key"
     } else {
-        "; if it speaks TLS, write etcds:// in place of etcd://"
-    }
-}
-
-/// What to do when etcd says this.
-fn hint_refused(why: &str) -> &'static str {
-    let has = |text: &str| why.contains(text);
-    if has("authentication failed") {
-        "; check --etcd-user and its password"
-    } else if has("user name is empty") {
-        "; it wants to know who calls: give --etcd-user and --etcd-password-file"
-    } else if has("permission denied") {
-        "; the user needs a role that may read and write all below it: etcdctl role grant-permission ROLE \
-         readwrite PREFIX/ --prefix"
-    } else if has("space exceeded") {
-        "; it is full: compact and defragment it, then disarm its alarm (etcdctl alarm disarm)"
-    } else {
-        ""
+        "; if it speaks TLS, write etcds:// in place of etcd://, or this is not etcd's client port"
     }
 }
 
@@ -166,7 +149,7 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
     if dial.login.is_some() && dial.tls.is_none() {
         tracing::warn!("the password for etcd goes over the network for all to read: use TLS (etcds://)");
     }
-    let client = EtcdClient::new(&config.endpoints, dial, config.call_timeout, keyspace.meta());
+    let client = EtcdClient::new(&config.endpoints, dial, config.call_timeout, keyspace);
     let format = |why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why };
     let marker = reach(config, &client, keyspace).await?.ok_or_else(|| {
         format(format!(

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use etcd_client::{GetOptions, GetResponse, KeyValue, TxnOp};
 use tokio::sync::oneshot;
 
-use super::client::{CallError, EtcdClient};
+use super::call_error::CallError;
+use super::client::EtcdClient;
 use super::queue::{Batches, Queue};
 
 /// The most keys that are read in one transaction.

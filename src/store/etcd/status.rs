@@ -8,7 +8,8 @@ use std::time::Duration;
 use etcd_client::{GetOptions, StatusResponse};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::{CallError, EtcdClient, RECORD_MAX_BYTES};
+use super::call_error::CallError;
+use super::client::{EtcdClient, RECORD_MAX_BYTES};
 
 /// What etcd takes if it is not told a quota, in bytes.
 pub const QUOTA_DEFAULT_BYTES: u64 = 2 << 30;

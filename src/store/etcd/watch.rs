@@ -10,7 +10,8 @@ use etcd_client::{Event, EventType, KeyValue, WatchOptions, WatchRequestSender, 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{CallError, EtcdClient, classify};
+use super::call_error::{CallError, classify};
+use super::client::EtcdClient;
 use super::keyspace::Keyspace;
 use super::lapses::Lapses;
 use crate::record::RecordKey;
@@ -140,15 +141,20 @@ impl Supervisor {
                 self.watches.obey(command);
             }
             let lost = match self.open().await {
-                Ok((stream, gone)) => match self.serve(stream, gone).await {
-                    Ended::Unwanted => return,
-                    // What was refused once is refused again.
-                    Ended::Lost(lost @ CallError::Refused(_)) => lost,
-                    Ended::Lost(lost) => {
-                        pause = PAUSE_MIN;
-                        lost
+                Ok((stream, gone)) => {
+                    if pause > PAUSE_MIN {
+                        tracing::info!("a watch on etcd is resumed");
                     }
-                },
+                    match self.serve(stream, gone).await {
+                        Ended::Unwanted => return,
+                        // What was refused once is refused again.
+                        Ended::Lost(lost @ CallError::Refused(_)) => lost,
+                        Ended::Lost(lost) => {
+                            pause = PAUSE_MIN;
+                            lost
+                        }
+                    }
+                }
                 Err(lost) => lost,
             };
             if self.orders.is_closed() {
@@ -158,7 +164,12 @@ impl Supervisor {
                 self.watches.give_up_history();
             }
             metrics::counter!("onced_etcd_watch_resumes_total").increment(1);
-            tracing::warn!(error = lost.into_text(), "a watch on etcd was lost and is being resumed");
+            // Until it is back, once is enough.
+            if pause == PAUSE_MIN {
+                tracing::warn!(error = lost.into_text(), "a watch on etcd was lost and is being resumed");
+            } else {
+                tracing::debug!(error = lost.into_text(), "a watch on etcd is still lost");
+            }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }

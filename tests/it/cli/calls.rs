@@ -9,6 +9,8 @@ use rustix::process::Signal;
 
 use super::{Ran, Server, kill};
 use crate::support::onced::{KillOnDrop, onced};
+use crate::support::server::TestServer;
+use crate::support::stores::Controlled;
 
 /// Claims a key, and gives its token.
 fn claim(server: &Server, key: &str) -> String {
@@ -266,6 +268,35 @@ fn no_server_is_unavailable_and_the_message_helps() {
     assert_eq!(ran.json()["request_id"].as_str().map(str::len), Some(36), "{ran:?}");
     let lookup = ["lookup", "--key", "k", "--timeout", "200ms", "--server", &address];
     Ran::from(onced().args(lookup).output().unwrap()).expect(8, &[]).said(&["ONCED_SERVER"]);
+}
+
+/// A server that takes every call and never answers.
+#[test]
+fn a_server_that_is_silent_is_told_from_none_at_all() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let lookup = ["lookup", "--key", "k", "--timeout", "300ms", "--server", &address];
+    let ran = Ran::from(onced().args(lookup).output().unwrap());
+    let ran = ran.expect(8, &[]).said(&[&format!("{address} did not answer within"), "the log of onced"]);
+    assert!(!ran.stderr.contains("is onced running there"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_is_told_from_a_server_that_is() {
+    let store = Controlled::in_memory();
+    store.set_away(true);
+    let server = TestServer::start(store).await;
+    let address = server.address().to_string();
+    for command in ["begin", "exec"] {
+        let mut onced = onced();
+        onced.args([command, "--key", "k", "--timeout", "2s", "--server", &address]);
+        if command == "exec" {
+            onced.args(["--", "true"]);
+        }
+        let ran = Ran::from(onced.output().unwrap());
+        let ran = ran.said(&[&address, "answered", "STORE_UNAVAILABLE", "look at the store"]);
+        assert!(!ran.stderr.contains("is onced running there"), "{ran:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Every call through the client: answered, refused, repeated, and failed over.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use onced_client::clock::{Clock, Moment};
 use onced_client::v1::{
     CompleteRequest, DeleteRequest, Disposition, ListRequest, LookupRequest, ReleaseRequest, RenewRequest,
     ResolveRequest, ResolveRetry, resolve_request,
@@ -10,6 +12,8 @@ use onced_client::{Begun, Client, Code, ErrorReason, Outcome, Record, wire};
 
 use super::{Server, TTL, begin, claim, dead_address, lookup};
 use crate::support::proxy::Proxy;
+use crate::support::server::TestServer;
+use crate::support::stores::Controlled;
 
 fn complete(key: &str, token: u64, response: &'static str) -> CompleteRequest {
     CompleteRequest {
@@ -113,6 +117,26 @@ async fn no_answer_in_time_is_unavailable_and_says_who_was_asked() {
     assert_eq!((error.code(), error.reason()), (Some(Code::Unavailable), None));
     let text = error.to_string();
     assert!(text.contains(&address) && text.contains("refused"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_whose_store_is_away_has_answered_and_the_time_told_is_the_time_tried() {
+    let store = Controlled::in_memory();
+    store.set_away(true);
+    let server = TestServer::start(store).await;
+    // The deadline is set and the call sent at 0; then half a second is left, less than the server asks for.
+    let reads = AtomicUsize::new(0);
+    let clock = Clock::from_fn(move || {
+        let now_ms = if reads.fetch_add(1, Ordering::SeqCst) < 2 { 0 } else { 59_500 };
+        Moment::from_start(Duration::from_millis(now_ms))
+    });
+    let minute = Duration::from_secs(60);
+    let client = Client::builder(server.address().to_string()).timeout(minute).clock(clock).build().unwrap();
+    let list = ListRequest { namespace: "default".to_owned(), ..ListRequest::default() };
+    let error = client.list(list).await.unwrap_err();
+    assert_eq!((error.is_unavailable(), error.reason()), (true, Some(ErrorReason::StoreUnavailable)));
+    let text = error.to_string();
+    assert!(text.contains("answered, but could not do it in 59.5s"), "{text}");
 }
 
 #[tokio::test]

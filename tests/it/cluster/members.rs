@@ -87,6 +87,18 @@ async fn without_a_quorum_nothing_hangs_and_with_one_the_store_goes_on() {
         let failed = matches!(swapped, Err(StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_)));
         assert!(failed, "{swapped:?}");
     }
+    // Whoever reads the log learns of each member, and what it means.
+    let endpoints = etcd.endpoints();
+    let told = async {
+        loop {
+            match store.load(&key).await {
+                Err(StoreError::NotApplied(why)) if why.contains("lost its quorum") => return why,
+                _ => {}
+            }
+        }
+    };
+    let why = tokio::time::timeout(PATIENCE, told).await.expect("what is wrong");
+    assert!(endpoints.iter().all(|endpoint| why.contains(endpoint)), "{why}");
     etcd.restart(follower);
     let back = async { while store.load(&key).await.is_err() {} };
     tokio::time::timeout(PATIENCE, back).await.expect("the store serves again");

@@ -2,6 +2,7 @@
 
 mod connections;
 mod health;
+mod log;
 mod shutdown;
 
 use std::sync::Arc;

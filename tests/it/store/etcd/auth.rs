@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use etcd_client::{Client, Permission};
-use onced::store::Expected;
-use onced::store::Swapped;
 use onced::store::etcd::{EtcdConfig, EtcdLogin, OpenError, SizeWatch};
+use onced::store::{Expected, StoreError, Swapped};
 
 use super::opening::refused;
 use super::{long_claim, open};
@@ -99,8 +98,8 @@ async fn who_may_not_is_told_what_is_missing() {
         (config(&etcd, "onced", "wrong".to_owned()), "check --etcd-user"),
         (config(&etcd, "unknown", password("unknown")), "check --etcd-user"),
         (nobody, "give --etcd-user"),
-        (config(&etcd, "stranger", password("stranger")), "role grant-permission"),
-        (config(&etcd, "reader", password("reader")), "role grant-permission"),
+        (config(&etcd, "stranger", password("stranger")), "grant-permission onced readwrite ours/ --prefix"),
+        (config(&etcd, "reader", password("reader")), "user grant-role reader onced"),
         (
             EtcdConfig { prefix: "theirs".to_owned(), ..config(&etcd, "onced", password("onced")) },
             "\"theirs\"",
@@ -112,6 +111,26 @@ async fn who_may_not_is_told_what_is_missing() {
         assert!(text.contains(do_this) && text.contains(&etcd.endpoint()), "{do_this}: {text}");
         assert!(!text.contains("the password of"), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_password_that_is_changed_meanwhile_is_told_of_as_at_the_start() {
+    let etcd = start().await;
+    let store = open(&config(&etcd, "onced", password("onced"))).await;
+    create(&store, &key("k"), &long_claim()).await;
+    let root = etcd_client::ConnectOptions::new().with_user("root", password("root"));
+    let root = Client::connect([etcd.endpoint()], Some(root)).await.unwrap();
+    root.auth_client().user_change_password("onced", "another").await.unwrap();
+    let told = async {
+        loop {
+            match store.load(&key("k")).await {
+                Err(StoreError::NotApplied(why)) if why.contains("check --etcd-user") => return why,
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    let why = tokio::time::timeout(PATIENCE, told).await.expect("it is told what to do");
+    assert!(why.contains(&etcd.endpoint()), "{why}");
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@ use onced::store::{Expected, Loaded, RecordStore, StoreError, Swapped};
 use super::{client, create_all, hinted, keys, long_claim, open, raw, revoke};
 use crate::store::fixture::{PATIENCE, completed, create, key, load, write};
 use crate::support::etcd::EtcdProcess;
+use crate::support::log::Log;
 use crate::support::proxy::Proxy;
+use crate::support::server::TestServer;
 
 /// Waits for the store to serve again.
 async fn recovered(store: &Arc<dyn RecordStore>, key: &RecordKey) -> Option<Loaded> {
@@ -95,6 +97,29 @@ async fn a_frozen_etcd_leaves_a_write_unknown() {
     assert!(matches!(watched, Err(StoreError::NotApplied(_))));
     etcd.thaw();
     assert!(recovered(&store, &key("k")).await.is_some());
+}
+
+#[tokio::test]
+async fn the_log_says_which_endpoint_is_silent() {
+    let etcd = EtcdProcess::start();
+    let store = open(&etcd.config()).await;
+    let log = Log::start();
+    let _server = TestServer::start(store).await;
+    etcd.freeze();
+    let silent = format!("etcd at {} did not answer", etcd.endpoint());
+    let told = async |texts: &[&str]| {
+        let told = async {
+            while log.lines_with(texts).is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let told = tokio::time::timeout(PATIENCE, told).await;
+        assert!(told.is_ok(), "{texts:?}: {:#?}", log.lines_with(&[]));
+    };
+    told(&["no etcd endpoint serves", &silent]).await;
+    told(&["the store did not answer a probe", &silent]).await;
+    etcd.thaw();
+    told(&["etcd serves again"]).await;
 }
 
 #[tokio::test]

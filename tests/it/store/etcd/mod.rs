@@ -2,6 +2,7 @@
 
 mod auth;
 mod batches;
+mod corrupt;
 mod endpoints;
 mod faults;
 mod identity;

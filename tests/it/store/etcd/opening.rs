@@ -6,6 +6,8 @@ use onced::clock::Clock;
 use onced::store::Expected;
 use onced::store::Swapped;
 use onced::store::etcd::{EtcdConfig, EtcdStore, OpenError};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use super::{client, hinted, long_claim, open};
 use crate::store::fixture::{create, key};
@@ -60,4 +62,18 @@ async fn an_address_where_nothing_answers_is_named() {
         assert!(matches!(error, OpenError::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains(&endpoint) && error.to_string().contains(why), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_address_where_something_else_answers_is_told_of() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+        }
+    });
+    let config = EtcdConfig { call_timeout: Duration::from_secs(1), ..EtcdConfig::new(vec![endpoint], "p") };
+    let error = refused(config).await.to_string();
+    assert!(error.contains("not etcd's client port"), "{error}");
 }

@@ -1,7 +1,5 @@
 //! An etcd that runs full, or that nobody compacts.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onced::store::etcd::{EtcdConfig, SizeWatch};
@@ -10,6 +8,7 @@ use onced::store::{Expected, StoreError, Swapped};
 use super::{client, long_claim, open};
 use crate::store::fixture::{PATIENCE, completed, create, key, load, write};
 use crate::support::etcd::EtcdProcess;
+use crate::support::log::Log;
 
 /// The quota of the etcds here, which those below 3.6 have to be told of.
 const QUOTA: (&str, u64) = ("20000000", 20_000_000);
@@ -56,38 +55,15 @@ async fn new_claims_are_refused_before_etcd_is_full_and_taken_again_when_it_has_
     tokio::time::timeout(PATIENCE, claim).await.expect("there is room again");
 }
 
-/// What is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn contains(&self, text: &str) -> bool {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).contains(text)
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn growth_that_shows_that_nobody_compacts_is_warned_of() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    let log = Log::start();
     let etcd =
         EtcdProcess::start_with(&["--quota-backend-bytes", QUOTA.0, "--auto-compaction-retention", "0"]);
     let store = open(&watched(&etcd, 10)).await;
     let mut revision = create(&store, &key("k"), &long_claim()).await;
     let grow = async {
-        while !log.contains("nobody compacts this etcd") {
+        while log.lines_with(&["nobody compacts this etcd"]).is_empty() {
             let large = completed("holder", vec![7; 500_000]);
             revision = write(&store, &key("k"), Expected::At(revision), Some(&large)).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
