@@ -34,6 +34,8 @@ const DEEDS_PER_KEY: usize = 50;
 const DEEDS: usize = 150;
 /// How often a caller tries a call before it becomes somebody else.
 const TRIES: usize = 3;
+/// How often a reader asks again who is not answered at the end.
+const READ_TRIES: usize = 100;
 /// How much faster the clock of the store and of the history runs: locks lapse in hundredths of a second.
 const SPEED: u32 = 50;
 
@@ -329,7 +331,10 @@ async fn round() -> Totals {
     let reader = Participant::new(&world, &one, &other).await;
     for key in 0..world.keys() {
         let key = format!("order-{key}");
-        while reader.ask(&key, lookup(&key)).await.is_none() {}
+        let mut tries = 0..READ_TRIES;
+        while reader.ask(&key, lookup(&key)).await.is_none() {
+            assert!(tries.next().is_some(), "the store answers no more");
+        }
     }
     let bounds = Bounds::until(world.now());
     world.history.check(&bounds).unwrap_or_else(|wrong| panic!("{wrong}"))
