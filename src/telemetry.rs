@@ -72,6 +72,8 @@ pub fn init(filter: Option<&str>) -> Result<(), Error> {
         .with_env_filter(parsed)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Where a log cannot be written, telling so fails as well, and would end the process.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|_| Error::Twice)
 }

@@ -8,6 +8,10 @@ use tonic_types::StatusExt;
 
 use crate::v1::ErrorReason;
 
+/// What an error tells of a write, and that it does not know.
+const WRITE: &str = "write";
+const WRITE_UNKNOWN: &str = "unknown";
+
 /// The domain of every `ErrorInfo` that onced sends.
 const DOMAIN: &str = "onced.dev";
 
@@ -99,6 +103,21 @@ impl Error {
         }
     }
 
+    /// The same for a call of which an earlier attempt may have been carried out, if `unsettled`: that the last one
+    /// was not says nothing of it.
+    pub(crate) fn after_unknown(mut self, unsettled: bool) -> Self {
+        if let Error::Unavailable { last, .. } = &mut self
+            && unsettled
+            && last.reason.is_some()
+            && !last.is_write_unknown()
+        {
+            last.metadata.insert(WRITE.to_owned(), WRITE_UNKNOWN.to_owned());
+            last.message =
+                format!("what became of an earlier attempt is unknown; of the last one: {}", last.message);
+        }
+        self
+    }
+
     pub(crate) fn answer_unknown(call: &'static str) -> Self {
         Self::AnswerUnknown { call }
     }
@@ -118,6 +137,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Whether the server does not know what became of its write.
+    pub(crate) fn is_write_unknown(&self) -> bool {
+        self.metadata.get(WRITE).is_some_and(|write| write == WRITE_UNKNOWN)
+    }
+
     pub(crate) fn of(status: &Status) -> Self {
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let reason =
@@ -219,6 +243,25 @@ mod tests {
              taken over (STORE_UNAVAILABLE)"
         );
         assert!(answered.is_unavailable());
+    }
+
+    #[test]
+    fn an_attempt_that_wrote_nothing_settles_none_before_it() {
+        let details = |write: &str| {
+            let values = [("write".to_owned(), write.to_owned())];
+            ErrorDetails::with_error_info("STORE_UNAVAILABLE", "onced.dev", values)
+        };
+        let status = |write| Status::with_error_details(Code::Unavailable, "nothing", details(write));
+        let error = |write| {
+            let last = Box::new(Refusal::of(&status(write)));
+            Error::Unavailable { servers: "onced:1".to_owned(), tried: Duration::from_secs(1), last }
+        };
+        let told = |error: Error| error.refusal().map(|refusal| refusal.metadata["write"].clone());
+        assert_eq!(told(error("not applied").after_unknown(false)).as_deref(), Some("not applied"));
+        assert_eq!(told(error("not applied").after_unknown(true)).as_deref(), Some("unknown"));
+        let text = error("not applied").after_unknown(true).to_string();
+        assert!(text.contains("earlier attempt is unknown"), "{text}");
+        assert_eq!(told(error("unknown").after_unknown(true)).as_deref(), Some("unknown"));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Transport {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let deadline = self.clock.now() + patience.total;
-        let (mut attempts, mut answered) = (0, None);
+        let (mut attempts, mut answered, mut unsettled) = (0, None, false);
         loop {
             let index = self.current.load(Ordering::Relaxed);
             let sent = self.clock.now();
@@ -98,7 +98,8 @@ impl Transport {
             };
             attempts += 1;
             let paused = self.pause(index, attempts, deadline, patience.total, &status).await;
-            paused.map_err(|error| error.after_answer(answered.take()))?;
+            paused.map_err(|error| error.after_unknown(unsettled).after_answer(answered.take()))?;
+            unsettled |= may_have_written(&status);
             answered = Some(Refusal::of(&status)).filter(|refusal| refusal.reason.is_some()).or(answered);
         }
     }
@@ -162,6 +163,18 @@ fn is_time_out(status: &Status) -> bool {
     let mut causes =
         std::iter::successors(std::error::Error::source(status), |&cause| std::error::Error::source(cause));
     causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
+}
+
+/// Whether an attempt that ended so may have been carried out.
+fn may_have_written(status: &Status) -> bool {
+    let refusal = Refusal::of(status);
+    match refusal.reason {
+        Some(_) => refusal.is_write_unknown(),
+        None => {
+            let mut causes = std::iter::successors(std::error::Error::source(status), |it| it.source());
+            !causes.any(|cause| cause.is::<tonic::ConnectError>())
+        }
+    }
 }
 
 fn silence(server: &str, time: Duration) -> Status {

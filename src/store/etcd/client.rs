@@ -227,8 +227,8 @@ impl EtcdClient {
                     if kind != Kind::Ask {
                         self.endpoints.is_well(&line);
                         for suspect in &suspects {
-                            self.endpoints
-                                .give_up(suspect, "another endpoint answered a read that it did not");
+                            let why = "another endpoint answered a read that it did not".to_owned();
+                            self.endpoints.give_up(suspect, CallError::Unreachable(why));
                         }
                     }
                     return Ok((answer, line));
@@ -243,7 +243,7 @@ impl EtcdClient {
                     self.endpoints.doubt();
                     suspects.push(line);
                 }
-                Fault::Certain => self.endpoints.give_up(&line, &error.clone().into_text()),
+                Fault::Certain => self.endpoints.give_up(&line, error.clone()),
             }
             let again = match &error {
                 CallError::Unreachable(_) | CallError::Foreign(_) => true,

@@ -13,7 +13,7 @@ use super::call_error::CallError;
 use super::client::{EtcdClient, TXN_MAX_OPS};
 use super::keyspace::Keyspace;
 use super::queue::{Batches, Queue};
-use super::write::{Write, Written, alone, flat, nested, outcome_alone, outcomes_nested, revision_of};
+use super::write::{Home, Write, Written, alone, flat, nested, outcome_alone, outcomes_nested, revision_of};
 use crate::clock::{Clock, Moment};
 
 /// The most writes in one transaction. A nested one compares two keys, so etcd allows 126; fewer leave room for
@@ -45,6 +45,7 @@ pub(super) struct Commits {
 struct Transactions {
     client: EtcdClient,
     keyspace: Keyspace,
+    home: Home,
     clock: Clock,
     pace: Arc<Pace>,
 }
@@ -74,9 +75,9 @@ impl Job {
 
 impl Commits {
     /// No writes yet.
-    pub(super) fn new(client: EtcdClient, keyspace: Keyspace, clock: Clock) -> Self {
+    pub(super) fn new(client: EtcdClient, keyspace: Keyspace, home: Home, clock: Clock) -> Self {
         let pace = Pace { losing: AtomicBool::new(false), writes_max: AtomicUsize::new(WRITES_MAX) };
-        let transactions = Transactions { client, keyspace, clock, pace: Arc::new(pace) };
+        let transactions = Transactions { client, keyspace, home, clock, pace: Arc::new(pace) };
         Self {
             queue: Queue::new(transactions.clone(), IN_FLIGHT_MAX, WRITES_MAX),
             transactions,
@@ -157,8 +158,8 @@ impl Transactions {
 
     async fn alone(&self, write: &Write) -> Outcome {
         count("alone", 1);
-        let answer = self.client.txn_write(alone(write, &self.keyspace)).await?;
-        Ok(outcome_alone(write, &answer))
+        let answer = self.client.txn_write(alone(write, &self.keyspace, &self.home)).await?;
+        Ok(outcome_alone(write, &answer, &self.home))
     }
 
     async fn together(&self, batch: Vec<Job>) {
@@ -166,7 +167,7 @@ impl Transactions {
             count("flat", batch.len());
             let writes = batch.iter().map(|job| &job.write);
             let locks: HashSet<i64> = writes.clone().filter_map(Write::lock_lease).collect();
-            match self.client.txn_write(flat(writes, locks.into_iter(), &self.keyspace)).await {
+            match self.client.txn_write(flat(writes, locks.into_iter(), &self.keyspace, &self.home)).await {
                 Ok(answer) if answer.succeeded() => {
                     self.pace.faster();
                     let at = revision_of(&answer);
@@ -194,7 +195,7 @@ impl Transactions {
         }
         count("nested", fresh.len());
         let writes = || fresh.iter().map(|job| &job.write);
-        match self.client.txn_write(nested(writes(), &self.keyspace)).await {
+        match self.client.txn_write(nested(writes(), &self.keyspace, &self.home)).await {
             Ok(answer) => {
                 let outcomes = outcomes_nested(writes(), &answer);
                 self.pace.learn(&outcomes);
@@ -230,7 +231,7 @@ impl Pace {
         self.losing.store(lost, Ordering::Relaxed);
         let value = |written: &Written| match written {
             Written::Lost(Some(current)) => KeyValue::value(current).len(),
-            Written::Lost(None) | Written::Done(_) | Written::LockGone => 0,
+            Written::Lost(None) | Written::Done(_) | Written::LockGone | Written::Foreign => 0,
         };
         if outcomes.iter().map(value).sum::<usize>() > ANSWER_LARGE_BYTES {
             self.slower();
@@ -276,7 +277,8 @@ impl Load {
         }
         let bytes = self.bytes + write.size();
         let lock = write.lock_lease().filter(|lease| !self.locks.contains(lease));
-        let compares = self.names.len() + 1 + self.locks.len() + usize::from(lock.is_some());
+        // One for the store itself.
+        let compares = 1 + self.names.len() + 1 + self.locks.len() + usize::from(lock.is_some());
         if self.names.len() >= self.writes_max || bytes > BYTES_MAX || compares > TXN_MAX_OPS {
             return Fit::Full;
         }

@@ -49,6 +49,8 @@ struct Endpoint {
 struct State {
     link: Arc<Link>,
     down: bool,
+    /// Whether it was found to have another store, since it was last well.
+    foreign: bool,
 }
 
 /// A connection to an endpoint, made when first used. Whoever waits on it is let go when it is given up.
@@ -59,7 +61,7 @@ struct Link {
     verified: OnceCell<()>,
     gone: CancellationToken,
     /// Why it was given up.
-    why: OnceLock<String>,
+    why: OnceLock<CallError>,
 }
 
 /// An endpoint as chosen for one attempt of a call.
@@ -94,7 +96,7 @@ impl Endpoints {
         identity: Identity,
     ) -> Self {
         let endpoint = |address: &String| {
-            let state = Mutex::new(State { link: Arc::default(), down: false });
+            let state = Mutex::new(State { link: Arc::default(), down: false, foreign: false });
             Endpoint { address: address.clone(), state }
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
@@ -145,7 +147,8 @@ impl Endpoints {
         *stage = Stage::Connecting;
         let address = self.address(line);
         let call = async {
-            let connecting = self.connection(&line.link, address);
+            let connecting =
+                line.link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout));
             let client = match tokio::time::timeout(self.connect_timeout, connecting).await {
                 Ok(Ok(client)) => client,
                 Ok(Err(error)) => return Err(Failure::of(error)),
@@ -155,6 +158,11 @@ impl Endpoints {
                     return Err(Failure::of(CallError::Unreachable(text)));
                 }
             };
+            if self.identity.is_settled() {
+                // In the time of the call: a cluster that is slow is waited for.
+                let verified = line.link.verified.get_or_try_init(|| self.identity.verify(client, address));
+                verified.await.map_err(Failure::of_verify)?;
+            }
             let (call, before) = (make(client), self.identity.revision());
             *stage = Stage::Sent;
             let answer = call.await.map_err(|error| {
@@ -178,24 +186,22 @@ impl Endpoints {
             biased;
             done = call => done,
             () = line.link.gone.cancelled() => {
-                let why = line.link.why.get().map(|why| format!(": {why}")).unwrap_or_default();
-                let text = format!("the etcd endpoint {address} was given up while a call waited for it{why}");
-                Err(Failure { error: stage.lost(text), fault: Fault::None })
+                let error = match (line.link.why.get(), &stage) {
+                    (Some(foreign @ CallError::Foreign(_)), Stage::Connecting) => foreign.clone(),
+                    (why, stage) => {
+                        let why = why.map(|why| format!(": {}", why.clone().into_text())).unwrap_or_default();
+                        stage.lost(format!(
+                            "the etcd endpoint {address} was given up while a call waited for it{why}"
+                        ))
+                    }
+                };
+                Err(Failure { error, fault: Fault::None })
             }
         }
     }
 
-    /// The connection of a link, made if there is none yet.
-    async fn connection<'a>(&self, link: &'a Link, address: &str) -> Result<&'a Client, CallError> {
-        let client = link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout)).await?;
-        if self.identity.is_settled() {
-            link.verified.get_or_try_init(|| self.identity.verify(client, address)).await?;
-        }
-        Ok(client)
-    }
-
     /// Gives up an endpoint that failed: what still waits on it is let go, and the next call goes elsewhere.
-    pub(super) fn give_up(&self, line: &Line, why: &str) {
+    pub(super) fn give_up(&self, line: &Line, why: CallError) {
         let Some(endpoint) = self.all.get(line.index) else { return };
         let mut state = endpoint.state();
         if !Arc::ptr_eq(&state.link, &line.link) {
@@ -204,13 +210,16 @@ impl Endpoints {
         }
         state.link = Arc::default();
         let newly_down = !std::mem::replace(&mut state.down, true);
+        let is_foreign = matches!(why, CallError::Foreign(_));
+        let newly_foreign = is_foreign && !std::mem::replace(&mut state.foreign, is_foreign);
         drop(state);
-        if newly_down {
+        if newly_down || newly_foreign {
             endpoint.count_up(false);
+            let why = why.clone().into_text();
             tracing::warn!(endpoint = endpoint.address, why, "an etcd endpoint is down");
         }
         self.leave(line.index);
-        let _ = line.link.why.set(why.to_owned());
+        let _ = line.link.why.set(why);
         // After the choice: who is let go is not to come back here.
         line.link.gone.cancel();
     }
@@ -235,6 +244,7 @@ impl Endpoints {
             // It was given up since: a late answer says nothing of the connection that came after.
             return;
         }
+        state.foreign = false;
         let newly_up = std::mem::take(&mut state.down);
         drop(state);
         if newly_up {
@@ -308,8 +318,8 @@ impl Endpoints {
         let better = probes.iter().any(|(.., found)| *found == Found::Well);
         for (line, _, found) in &probes {
             match found {
-                Found::Foreign(why) => self.give_up(line, why),
-                Found::Bad(why) if better => self.give_up(line, why),
+                Found::Foreign(why) => self.give_up(line, CallError::Foreign(why.clone())),
+                Found::Bad(why) if better => self.give_up(line, CallError::Unreachable(why.clone())),
                 Found::Bad(_) | Found::Well => {}
             }
         }
@@ -413,6 +423,16 @@ impl Failure {
         };
         Self { error, fault }
     }
+
+    /// That of looking whose etcd it is: nothing else was sent.
+    fn of_verify(error: CallError) -> Self {
+        match Self::of(error) {
+            Self { error: CallError::Unknown(text), fault } => {
+                Self { error: CallError::Unreachable(text), fault }
+            }
+            failure => failure,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -427,7 +447,7 @@ mod tests {
             Endpoints::new(&addresses, dial, Duration::from_secs(1), Identity::new("m".to_owned()));
         let is_down = || endpoints.all[0].state().down;
         let line = endpoints.line(0);
-        endpoints.give_up(&line, "it is silent");
+        endpoints.give_up(&line, CallError::Unreachable("it is silent".to_owned()));
         endpoints.is_well(&line);
         assert!(is_down());
         endpoints.is_well(&endpoints.line(0));

@@ -1,8 +1,9 @@
 //! Whether an endpoint still serves the store that was opened. It may have come to serve another one: it is a
 //! member of another cluster, or it lost its data and began anew. A claim made there would be a second one.
 //!
-//! Each connection is checked before its first call, and again by every probe: the marker of the prefix holds an
-//! id of the store. And each answer tells its cluster, and a revision that never goes back.
+//! The marker of the prefix holds an id of the store. It is read when an endpoint is connected to and by every
+//! probe, and every transaction that writes a record compares it. And each answer tells its cluster, and a revision
+//! that never goes back.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -103,14 +104,10 @@ impl Identity {
     /// Checks whom a connection to `address` has reached.
     ///
     /// # Errors
-    /// `Foreign` if that is another store, `Refused` if it may not be read, else `Unreachable`.
+    /// `Foreign` if that is another store; else as of a read.
     pub(super) async fn verify(&self, client: &Client, address: &str) -> Result<(), CallError> {
         let before = self.revision();
-        let read = self.read(client).await.map_err(|error| match classify(error).at(address) {
-            // Nothing but this was sent.
-            CallError::Unknown(text) => CallError::Unreachable(text),
-            error => error,
-        })?;
+        let read = self.read(client).await.map_err(|error| classify(error).at(address))?;
         let checked = self.check(&read, before).and_then(|()| self.recognise(&read));
         checked.map_err(|why| CallError::Foreign(foreign(address, &why)))
     }

@@ -116,7 +116,7 @@ impl EtcdStore {
     /// See [`OpenError`].
     pub async fn connect(config: EtcdConfig, clock: Clock) -> Result<Self, OpenError> {
         let keyspace = open::keyspace(&config)?;
-        let client = open::client(&config, &keyspace).await?;
+        let (client, home) = open::client(&config, &keyspace).await?;
         let hub = Hub::default();
         let lapses = Lapses::new(hub.clone());
         let hints = Hints { keyspace: keyspace.clone(), hub: hub.clone(), lapses: lapses.clone() };
@@ -130,7 +130,7 @@ impl EtcdStore {
         Ok(Self {
             locks: leases(Purpose::Locks(keyspace.clone())),
             retentions: leases(Purpose::Retention),
-            commits: Commits::new(client.clone(), keyspace.clone(), clock.clone()),
+            commits: Commits::new(client.clone(), keyspace.clone(), home, clock.clone()),
             reads: Reads::new(client.clone()),
             records_watcher: Watcher::start(client.clone(), hints),
             _sentinels_watcher: sentinels_watcher,
@@ -278,6 +278,11 @@ impl EtcdStore {
                 self.locks.discard(lock.as_ref());
                 Ok(Attempt::LeaseGone)
             }
+            Ok(Written::Foreign) => Err(StoreError::NotApplied(format!(
+                "etcd no longer has the store that was opened: {} is gone or another one; if that is meant to be so, \
+                 restart onced",
+                self.keyspace.meta()
+            ))),
             // It may be that of a neighbour in the transaction: etcd does not say whose.
             Err(CallError::LeaseNotFound) => {
                 self.retentions.discard(retention.as_ref());

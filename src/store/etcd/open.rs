@@ -9,6 +9,7 @@ use super::call_error::CallError;
 use super::client::EtcdClient;
 use super::dial::Dial;
 use super::keyspace::Keyspace;
+use super::write::Home;
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
 /// What the format marker says before the version.
@@ -137,7 +138,10 @@ pub(super) fn keyspace(config: &EtcdConfig) -> Result<Keyspace, OpenError> {
 }
 
 /// A client that has reached etcd, and found its prefix to be ours or made it so.
-pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<EtcdClient, OpenError> {
+pub(super) async fn client(
+    config: &EtcdConfig,
+    keyspace: &Keyspace,
+) -> Result<(EtcdClient, Home), OpenError> {
     if config.endpoints.is_empty() {
         return Err(OpenError::Endpoint { endpoint: String::new(), why: "none is given".to_owned() });
     }
@@ -153,17 +157,20 @@ pub(super) async fn client(config: &EtcdConfig, keyspace: &Keyspace) -> Result<E
     let format = |why| OpenError::Format { prefix: keyspace.prefix().to_owned(), why };
     let marker = reach(config, &client, keyspace).await?.ok_or_else(|| {
         format(format!(
-            "there are records below it without its marker, {}: that was removed, or they are somebody else's; put \
-             it back, or choose another prefix",
-            keyspace.meta()
+            "there are records below it without its marker, {}: they are somebody else's, or that was removed. Choose \
+             another prefix; or, if they are onced's, keep them by etcdctl put {0} '{MARKER}{STORE_FORMAT}', or \
+             give them up by etcdctl del --prefix {}",
+            keyspace.meta(),
+            keyspace.all_records(),
         ))
     })?;
     check_marker(&marker).map_err(format)?;
+    let home = Home::new(keyspace, marker.clone());
     client.settle(marker);
     check_members(config, &client).await?;
     match may_write(&client, keyspace).await {
         // A full etcd still serves what is there.
-        Ok(()) | Err(CallError::NoSpace(_)) => Ok(client),
+        Ok(()) | Err(CallError::NoSpace(_)) => Ok((client, home)),
         Err(error) if error.is_refusal() => Err(OpenError::refused(config, error.into_text())),
         Err(error) => Err(OpenError::unreachable(config, error.into_text())),
     }
@@ -218,9 +225,8 @@ async fn marker(client: &EtcdClient, keyspace: &Keyspace) -> Result<Option<Vec<u
     // Its own id tells a store from one that took its place, even where the clusters are called the same.
     let ours = format!("{MARKER}{STORE_FORMAT} store {:032x}", fastrand::u128(..));
     let absent = |name: &str| Compare::create_revision(name, CompareOp::Equal, 0);
-    let none_below = |name: String| absent(&name).with_prefix();
     let txn = Txn::new()
-        .when([absent(&name), none_below(keyspace.all_records()), none_below(keyspace.sentinels())])
+        .when([absent(&name), absent(&keyspace.all_records()).with_prefix()])
         .and_then([TxnOp::put(name.as_str(), ours.as_str(), None)])
         .or_else([TxnOp::get(name.as_str(), None)]);
     let answer = client.txn(txn).await?;

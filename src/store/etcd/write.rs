@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{
+    Compare, CompareOp, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
 
 use super::keyspace::Keyspace;
 use super::leases::Lease;
@@ -40,6 +42,34 @@ pub(super) enum Written {
     Lost(Option<KeyValue>),
     /// The record is as expected, but the lock's lease has ended.
     LockGone,
+    /// This etcd has another store.
+    Foreign,
+}
+
+/// The store that writes are for, by its marker: where that is not, nothing is written.
+#[derive(Clone)]
+pub(super) struct Home {
+    name: String,
+    marker: Vec<u8>,
+}
+
+impl Home {
+    /// The store whose marker holds this.
+    pub(super) fn new(keyspace: &Keyspace, marker: Vec<u8>) -> Self {
+        Self { name: keyspace.meta(), marker }
+    }
+
+    fn is_here(&self) -> Compare {
+        Compare::value(self.name.as_str(), CompareOp::Equal, self.marker.as_slice())
+    }
+
+    fn read(&self) -> TxnOp {
+        TxnOp::get(self.name.as_str(), None)
+    }
+
+    fn was_here(&self, read: &GetResponse) -> bool {
+        read.kvs().first().is_some_and(|marker| marker.value() == self.marker)
+    }
 }
 
 impl Write {
@@ -73,10 +103,7 @@ impl Write {
         if answer.succeeded() {
             return Written::Done(at);
         }
-        let current = answer.op_responses().into_iter().find_map(|response| match response {
-            TxnOpResponse::Get(mut read) => read.take_kvs().pop(),
-            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
-        });
+        let current = reads(answer).next().and_then(|mut read| read.take_kvs().pop());
         match current {
             current if current.as_ref().map_or(0, KeyValue::mod_revision) == self.expected => {
                 Written::LockGone
@@ -91,12 +118,17 @@ fn lock_is_there(keyspace: &Keyspace, lease: i64) -> Compare {
     Compare::create_revision(keyspace.sentinel(lease), CompareOp::Greater, 0)
 }
 
-/// One write. Its answer tells what is there if it lost.
-pub(super) fn alone(write: &Write, keyspace: &Keyspace) -> Txn {
+fn compares(write: &Write, keyspace: &Keyspace) -> Vec<Compare> {
     let lock = write.lock_lease().map(|lease| lock_is_there(keyspace, lease));
-    let compares: Vec<Compare> = std::iter::once(write.compare()).chain(lock).collect();
+    std::iter::once(write.compare()).chain(lock).collect()
+}
+
+/// One write. Its answer tells what is there if it lost.
+pub(super) fn alone(write: &Write, keyspace: &Keyspace, home: &Home) -> Txn {
+    let mut compares = compares(write, keyspace);
+    compares.push(home.is_here());
     let current = TxnOp::get(&*write.name, None);
-    Txn::new().when(compares).and_then([write.op()]).or_else([current])
+    Txn::new().when(compares).and_then([write.op()]).or_else([current, home.read()])
 }
 
 /// All of several writes, or none. `locks` are their leases, each once.
@@ -104,20 +136,36 @@ pub(super) fn flat<'a>(
     writes: impl Iterator<Item = &'a Write> + Clone,
     locks: impl Iterator<Item = i64>,
     keyspace: &Keyspace,
+    home: &Home,
 ) -> Txn {
     let locks = locks.map(|lease| lock_is_there(keyspace, lease));
-    let compares: Vec<Compare> = writes.clone().map(Write::compare).chain(locks).collect();
+    let home = std::iter::once(home.is_here());
+    let compares: Vec<Compare> = home.chain(writes.clone().map(Write::compare)).chain(locks).collect();
     Txn::new().when(compares).and_then(writes.map(Write::op).collect::<Vec<_>>())
 }
 
 /// Several writes, each decided for itself.
-pub(super) fn nested<'a>(writes: impl Iterator<Item = &'a Write>, keyspace: &Keyspace) -> Txn {
-    Txn::new().and_then(writes.map(|write| TxnOp::txn(alone(write, keyspace))).collect::<Vec<_>>())
+pub(super) fn nested<'a>(writes: impl Iterator<Item = &'a Write>, keyspace: &Keyspace, home: &Home) -> Txn {
+    let each = writes.map(|write| {
+        let current = TxnOp::get(&*write.name, None);
+        TxnOp::txn(Txn::new().when(compares(write, keyspace)).and_then([write.op()]).or_else([current]))
+    });
+    Txn::new().when([home.is_here()]).and_then(each.collect::<Vec<_>>())
 }
 
 /// What came of a write that went alone.
-pub(super) fn outcome_alone(write: &Write, answer: &TxnResponse) -> Written {
+pub(super) fn outcome_alone(write: &Write, answer: &TxnResponse, home: &Home) -> Written {
+    if !answer.succeeded() && !reads(answer).nth(1).is_some_and(|read| home.was_here(&read)) {
+        return Written::Foreign;
+    }
     write.outcome(answer, revision_of(answer))
+}
+
+fn reads(answer: &TxnResponse) -> impl Iterator<Item = GetResponse> {
+    answer.op_responses().into_iter().filter_map(|response| match response {
+        TxnOpResponse::Get(read) => Some(read),
+        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+    })
 }
 
 /// What came of writes that went nested, in their order; an answer that does not fit them has less of them.
@@ -125,6 +173,9 @@ pub(super) fn outcomes_nested<'a>(
     writes: impl Iterator<Item = &'a Write>,
     answer: &TxnResponse,
 ) -> Vec<Written> {
+    if !answer.succeeded() {
+        return writes.map(|_| Written::Foreign).collect();
+    }
     let at = revision_of(answer);
     let nested = answer.op_responses().into_iter().map_while(|response| match response {
         TxnOpResponse::Txn(answer) => Some(answer),

@@ -1,5 +1,6 @@
 //! The real program, as its users run it.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -34,6 +35,15 @@ impl ServerProcess {
         Self { child, address, store: store.to_owned() }
     }
 
+    /// Starts a server that logs everything to a disk that is full.
+    pub fn start_with_full_log(store: &str) -> Self {
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("this system has one");
+        let mut command = onced();
+        command.env("RUST_LOG", "trace").stderr(full);
+        let (child, address) = try_launch(command, store, "127.0.0.1:0").expect("it starts");
+        Self { child, address, store: store.to_owned() }
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -56,7 +66,9 @@ fn launch(store: &str, listen: &str) -> (KillOnDrop, SocketAddr) {
     // A connection of another test may have the port of a server that is being restarted, for a moment.
     const TRIES: u32 = 50;
     for _ in 0..TRIES {
-        if let Some(launched) = try_launch(store, listen) {
+        let mut command = onced();
+        command.stderr(Stdio::null());
+        if let Some(launched) = try_launch(command, store, listen) {
             return launched;
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -65,12 +77,11 @@ fn launch(store: &str, listen: &str) -> (KillOnDrop, SocketAddr) {
 }
 
 /// `None` if the program ended before it said where it listens.
-fn try_launch(store: &str, listen: &str) -> Option<(KillOnDrop, SocketAddr)> {
-    let mut child = onced()
+fn try_launch(mut command: Command, store: &str, listen: &str) -> Option<(KillOnDrop, SocketAddr)> {
+    let mut child = command
         .args(["serve", "--store", store, "--listen", listen])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .spawn()
         .expect("the program starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::DeleteOptions;
+use etcd_client::{DeleteOptions, GetOptions};
+use futures_util::future::join_all;
 use onced::store::etcd::{EtcdConfig, OpenError};
 use onced::store::{Expected, RecordStore, StoreError, Swapped};
 
 use super::opening::refused;
-use super::{client, long_claim, open};
+use super::{client, keys, long_claim, open};
 use crate::store::fixture::{PATIENCE, create, key};
 use crate::support::etcd::{EtcdProcess, fresh_prefix};
 use crate::support::proxy::Proxy;
@@ -103,6 +104,18 @@ async fn a_prefix_that_is_removed_is_noticed_and_so_is_its_return() {
     let name = format!("{}/meta", config.prefix);
     let marker = client(&config).await.get(name.as_str(), None).await.unwrap().kvs()[0].value().to_vec();
     removes_all(&config).await;
+    // At once, whether it goes alone or with others.
+    let claims =
+        keys(50).into_iter().map(async |key| store.swap(&key, Expected::Absent, Some(&long_claim())).await);
+    let mut claims = join_all(claims).await;
+    claims.push(store.swap(&key("k"), Expected::Absent, Some(&long_claim())).await);
+    for claimed in claims {
+        assert!(matches!(claimed, Err(StoreError::NotApplied(_))), "{claimed:?}");
+    }
+    // Nothing is in the way of whoever begins anew.
+    let all = GetOptions::new().with_prefix().with_count_only();
+    let below = client(&config).await.get(format!("{}/r/", config.prefix), Some(all)).await.unwrap();
+    assert_eq!(below.count(), 0);
     let noticed = async {
         while store.load(&key("k")).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -122,14 +135,12 @@ async fn a_prefix_that_is_removed_is_noticed_and_so_is_its_return() {
 
 #[tokio::test]
 async fn records_without_a_marker_are_not_taken_over() {
-    for below in ["r/ns/k", "l/0123456789abcdef"] {
-        let config = EtcdProcess::shared().config();
-        client(&config).await.put(format!("{}/{below}", config.prefix), "", None).await.unwrap();
-        let error = refused(config.clone()).await;
-        assert!(matches!(error, OpenError::Format { .. }), "{error}");
-        let text = error.to_string();
-        assert!(text.contains(&format!("{}/meta", config.prefix)) && !text.contains("ns"), "{text}");
-        removes_all(&config).await;
-        open(&config).await;
-    }
+    let config = EtcdProcess::shared().config();
+    client(&config).await.put(format!("{}/r/ns/k", config.prefix), "", None).await.unwrap();
+    let error = refused(config.clone()).await;
+    assert!(matches!(error, OpenError::Format { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&format!("{}/meta", config.prefix)) && !text.contains("ns/k"), "{text}");
+    removes_all(&config).await;
+    open(&config).await;
 }
