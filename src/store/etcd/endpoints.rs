@@ -33,6 +33,8 @@ pub(super) struct Endpoints {
     all: Vec<Endpoint>,
     /// Where calls go.
     current: AtomicUsize,
+    /// Where they were last told to go.
+    told: AtomicUsize,
     /// Wakes the prober early.
     doubt: Notify,
     dial: Dial,
@@ -101,7 +103,7 @@ impl Endpoints {
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
         all.iter().for_each(|endpoint| endpoint.count_up(true));
-        Self { all, current: AtomicUsize::new(0), doubt: Notify::new(), dial, identity, connect_timeout }
+        Self { all, current: AtomicUsize::new(0), told: AtomicUsize::new(0), doubt: Notify::new(), dial, identity, connect_timeout }
     }
 
     /// Settles which store calls are to reach.
@@ -227,12 +229,18 @@ impl Endpoints {
     /// Makes another endpoint the current one, if this one is.
     fn leave(&self, index: usize) {
         let Some(next) = self.next(&[self.line(index)]) else { return };
-        let left =
-            self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        // While all are down, each in turn is the first to be tried, which is nothing to tell of.
-        if left && !self.all[next.index].state().down {
+        let _ = self.current.compare_exchange(index, next.index, Ordering::SeqCst, Ordering::SeqCst);
+        self.tell_choice();
+    }
+
+    /// Tells where calls go, if that is elsewhere. While all are down, each in turn is the first to be tried, which is
+    /// nothing to tell of.
+    fn tell_choice(&self) {
+        let current = self.current.load(Ordering::SeqCst);
+        let Some(endpoint) = self.all.get(current).filter(|endpoint| !endpoint.state().down) else { return };
+        if self.told.swap(current, Ordering::SeqCst) != current {
             metrics::counter!("onced_etcd_endpoint_failovers_total").increment(1);
-            tracing::info!(endpoint = self.address(&next), "calls to etcd go to another endpoint now");
+            tracing::info!(endpoint = endpoint.address, "calls to etcd go to another endpoint now");
         }
     }
 
@@ -250,6 +258,7 @@ impl Endpoints {
         if newly_up {
             endpoint.count_up(true);
             tracing::info!(endpoint = endpoint.address, "an etcd endpoint is up again");
+            self.tell_choice();
         }
         // With all down the current one may be any.
         let current = self.current.load(Ordering::SeqCst);
@@ -333,14 +342,16 @@ impl Endpoints {
     /// Probes an endpoint.
     async fn look(&self, line: &Line) -> Found {
         let mut stage = Stage::Connecting;
+        // What is sent before may come there before the marker.
+        let is_settled = self.identity.is_settled();
         let read = self.attempt(line, &mut stage, |client| {
             let client = client.clone();
             async move { self.identity.read(&client).await }
         });
         match tokio::time::timeout(PROBE_TIMEOUT, read).await {
             Ok(Ok(read)) => match self.identity.recognise(&read) {
-                Ok(()) => Found::Well,
-                Err(why) => Found::Foreign(foreign(self.address(line), &why)),
+                Err(why) if is_settled => Found::Foreign(foreign(self.address(line), &why)),
+                Ok(()) | Err(_) => Found::Well,
             },
             Ok(Err(Failure { error: CallError::Foreign(why), .. })) => Found::Foreign(why),
             Ok(Err(failure)) if failure.error.is_refusal() => Found::Well,
