@@ -103,7 +103,15 @@ impl Endpoints {
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
         all.iter().for_each(|endpoint| endpoint.count_up(true));
-        Self { all, current: AtomicUsize::new(0), told: AtomicUsize::new(0), doubt: Notify::new(), dial, identity, connect_timeout }
+        Self {
+            all,
+            current: AtomicUsize::new(0),
+            told: AtomicUsize::new(0),
+            doubt: Notify::new(),
+            dial,
+            identity,
+            connect_timeout,
+        }
     }
 
     /// Settles which store calls are to reach.
