@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 use crate::record::RecordKey;
+use crate::store::Revision;
 use crate::store::hub::Hub;
 
 /// How many leases that are over are remembered: for the rest, etcd is asked.
@@ -22,8 +23,9 @@ pub(super) struct Lapses {
 struct Known {
     /// Leases whose sentinel was seen to be gone. Ids are never used again, so that is for ever.
     gone: LruCache<i64, ()>,
-    /// The lease that each watched record named when it was last read, and the same the other way round.
-    lease_of: HashMap<RecordKey, i64>,
+    /// The lease that each watched record named at the newest revision that was read of it, and which that is; and
+    /// the same the other way round.
+    lease_of: HashMap<RecordKey, (Revision, i64)>,
     named_by: HashMap<i64, HashSet<RecordKey>>,
 }
 
@@ -37,14 +39,18 @@ impl Lapses {
 
     /// Notes the lock lease that a record was read to have, so that its watchers learn of the lapse. To be
     /// called before the sentinel is looked at, or a lapse in between is missed.
-    pub(super) fn note(&self, key: &RecordKey, lease: Option<i64>) {
+    pub(super) fn note(&self, key: &RecordKey, revision: Revision, lease: Option<i64>) {
         let mut known = self.known();
+        // An answer may have been overtaken, and others wait for the end of the lease that came after.
+        if known.lease_of.get(key).is_some_and(|(newest, _)| *newest > revision) {
+            return;
+        }
         known.forget(key);
         // Asked under the lock: see `forget`.
         if let Some(lease) = lease
             && self.hub.is_watched(key)
         {
-            known.lease_of.insert(key.clone(), lease);
+            known.lease_of.insert(key.clone(), (revision, lease));
             known.named_by.entry(lease).or_default().insert(key.clone());
         }
     }
@@ -79,6 +85,14 @@ impl Lapses {
         }
     }
 
+    /// Of how many records a lease is noted.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        let known = self.known();
+        assert_eq!(known.named_by.values().map(HashSet::len).sum::<usize>(), known.lease_of.len());
+        known.lease_of.len()
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,61 +100,12 @@ impl Lapses {
 
 impl Known {
     fn forget(&mut self, key: &RecordKey) {
-        let Some(lease) = self.lease_of.remove(key) else { return };
+        let Some((_, lease)) = self.lease_of.remove(key) else { return };
         if let Some(keys) = self.named_by.get_mut(&lease) {
             keys.remove(key);
             if keys.is_empty() {
                 self.named_by.remove(&lease);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::record::{Key, Namespace};
-
-    fn key(name: &str) -> RecordKey {
-        RecordKey { namespace: Namespace::new("n").unwrap(), key: Key::new(name).unwrap() }
-    }
-
-    async fn hinted(watch: &mut crate::store::Watch) -> bool {
-        tokio::time::timeout(Duration::from_millis(20), watch.changed()).await.is_ok()
-    }
-
-    #[tokio::test]
-    async fn a_lapse_hints_the_watchers_of_the_records_that_name_the_lease() {
-        let hub = Hub::default();
-        let lapses = Lapses::new(hub.clone());
-        let (mut moved, mut held) = (hub.watch(&key("moved"), None), hub.watch(&key("held"), None));
-        lapses.note(&key("moved"), Some(1));
-        lapses.note(&key("held"), Some(1));
-        lapses.note(&key("moved"), Some(2));
-        lapses.gone(1);
-        assert!(hinted(&mut held).await);
-        assert!(!hinted(&mut moved).await);
-        assert!(lapses.is_gone(1));
-        assert!(!lapses.is_gone(2));
-        lapses.gone(2);
-        assert!(hinted(&mut moved).await);
-    }
-
-    #[test]
-    fn nothing_is_kept_of_records_that_nobody_watches() {
-        let hub = Hub::default();
-        let lapses = Lapses::new(hub.clone());
-        lapses.note(&key("never"), Some(1));
-        let (one, other) = (hub.watch(&key("left"), None), hub.watch(&key("left"), None));
-        lapses.note(&key("left"), Some(1));
-        drop(one);
-        lapses.forget(&key("left"));
-        assert_eq!(lapses.known().lease_of.len(), 1);
-        drop(other);
-        lapses.forget(&key("left"));
-        let known = lapses.known();
-        assert!(known.lease_of.is_empty() && known.named_by.is_empty());
     }
 }

@@ -23,6 +23,8 @@ mod endpoints;
 mod identity;
 mod keyspace;
 mod lapses;
+#[cfg(test)]
+mod lapses_tests;
 mod leases;
 mod open;
 mod queue;
@@ -154,7 +156,7 @@ impl EtcdStore {
             }
             (Some(_), lease) => Some(lease),
         };
-        self.lapses.note(key, lease);
+        self.lapses.note(key, revision, lease);
         Ok((Loaded { record: Arc::new(decoded.record), revision, lock: Lock::Held }, lease))
     }
 
