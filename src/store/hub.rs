@@ -1,10 +1,10 @@
 //! Who watches which key, in this process. Both stores tell it of changes; it passes the hint on.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
+use super::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::record::RecordKey;
 
 /// The watchers of a store.

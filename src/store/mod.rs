@@ -15,6 +15,9 @@ pub mod embedded;
 mod encoding;
 pub mod etcd;
 mod hub;
+#[cfg(test)]
+mod schedules;
+mod sync;
 
 use std::sync::Arc;
 

@@ -1,13 +1,13 @@
 //! Hints at what happens by the passing of time: lapses and expiries of watched records.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::super::hub::Hub;
+use super::super::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::clock::{Clock, Moment};
 use crate::record::RecordKey;
 use crate::store::Revision;
-use crate::store::hub::Hub;
 
 /// The longest sleep while an alarm is set. Sleeps do not count the time a machine is suspended, and the
 /// clock does: after waking up, what fell due meanwhile is noticed within this.

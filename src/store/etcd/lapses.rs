@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+use super::super::hub::Hub;
+use super::super::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::record::RecordKey;
 use crate::store::Revision;
-use crate::store::hub::Hub;
 
 /// How many leases that are over are remembered: for the rest, etcd is asked.
 const GONE_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
