@@ -1,6 +1,6 @@
 //! The embedded store, in a file and in memory.
 
-mod disk;
+pub mod disk;
 mod failing;
 mod killed;
 mod opening;

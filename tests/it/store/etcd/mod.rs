@@ -172,9 +172,9 @@ async fn hinted(
 }
 
 /// What etcd itself has of a record.
-struct Raw {
-    retention_lease: i64,
-    lock_lease: i64,
+pub struct Raw {
+    pub retention_lease: i64,
+    pub lock_lease: i64,
     created: i64,
 }
 
@@ -182,7 +182,7 @@ async fn raw(config: &EtcdConfig, key: &RecordKey) -> Raw {
     raw_at(config, key, None).await.expect("a record")
 }
 
-async fn raw_at(config: &EtcdConfig, key: &RecordKey, revision: Option<i64>) -> Option<Raw> {
+pub async fn raw_at(config: &EtcdConfig, key: &RecordKey, revision: Option<i64>) -> Option<Raw> {
     #[derive(Clone, PartialEq, prost::Message)]
     struct Placement {
         #[prost(int64, tag = "20")]
@@ -201,6 +201,6 @@ async fn client(config: &EtcdConfig) -> etcd_client::Client {
     etcd_client::Client::connect(&config.endpoints, None).await.unwrap()
 }
 
-async fn revoke(config: &EtcdConfig, lease: i64) {
+pub async fn revoke(config: &EtcdConfig, lease: i64) {
     client(config).await.lease_client().revoke(lease).await.unwrap();
 }
