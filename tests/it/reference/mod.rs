@@ -46,7 +46,8 @@ fn run(name: &str, usual: usize, start: impl AsyncFn() -> Service + Sync) {
     let sequences = rounds(usual) as u64;
     let last = first + sequences;
     let next = AtomicU64::new(first);
-    let work = || work(name, &start, || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < last));
+    let work =
+        || work(name, &start, || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < last));
     let mut seen = Seen::default();
     std::thread::scope(|scope| {
         let workers = [(); WORKERS].map(|()| scope.spawn(work));

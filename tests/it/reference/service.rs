@@ -8,10 +8,10 @@ use onced::record::{Key, Namespace, RecordKey};
 use onced::store::RecordStore;
 use onced::store::embedded::EmbeddedStore;
 use onced::store::etcd::{EtcdConfig, EtcdStore};
+use onced_client::v1;
 use onced_client::v1::admin_service_client::AdminServiceClient;
 use onced_client::v1::resolve_request::Resolution;
 use onced_client::v1::session_request::Call;
-use onced_client::v1;
 use proptest::prelude::*;
 use tonic_types::Status;
 

@@ -17,6 +17,7 @@ use onced_client::v1::admin_service_client::AdminServiceClient;
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
 use onced_client::v1::{self, begin_response, lookup_response};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place};
 
 use crate::support::onced::{KillOnDrop, ServerProcess, onced};
@@ -31,11 +32,13 @@ const KILLS_OF_A_STORE: usize = 15;
 const AT_ONCE: usize = 2;
 /// On every so many stores, one of the kills comes while what was written is being moved from the log to the tree.
 const STORES_TO_ONE_MOVE: usize = 3;
-/// How long callers write before a kill, in milliseconds: before the first move begins, and after it has.
-const LOAD_MS: Range<u64> = 5..50;
+/// How many keys the callers are done with before a kill, and how many milliseconds pass after that, or after a move
+/// has begun. A number of keys, for a slow machine is done with few in a given time.
+const KEYS_DONE: Range<u32> = 0..20;
+const LATER_MS: Range<u64> = 0..3;
 const MOVING_MS: Range<u64> = 0..30;
-/// By then a move has begun, on the slowest of machines.
-const MOVE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// By then the keys are done with, or a move has begun, on the slowest of machines.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 const CALLERS: usize = 8;
 const NAMESPACE: &str = "orders";
 /// What the server holds it keeps past the end of the test.
@@ -161,8 +164,8 @@ impl Work {
     }
 }
 
-/// Works on one new key after another until the server is killed.
-async fn work_on(mut calls: Calls, killed: Arc<AtomicBool>) -> Vec<Work> {
+/// Works on one new key after another until the server is killed; adds a permit for each that it is done with.
+async fn work_on(mut calls: Calls, killed: Arc<AtomicBool>, keys_done: Arc<Semaphore>) -> Vec<Work> {
     let mut works = Vec::new();
     loop {
         let mut work = Work::new();
@@ -172,6 +175,7 @@ async fn work_on(mut calls: Calls, killed: Arc<AtomicBool>) -> Vec<Work> {
             assert!(killed.load(Ordering::SeqCst), "{status:?}");
             return works;
         }
+        keys_done.add_permits(1);
     }
 }
 
@@ -261,7 +265,7 @@ async fn until_a_move_begins(directory: &Path, before: &[Vec<u8>; 2]) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(MOVE_WAIT_MAX, begins).await.expect("what is written is moved");
+    tokio::time::timeout(WAIT_MAX, begins).await.expect("what is written is moved");
 }
 
 /// Kills a server of a new store under load some times: once, if so wished, as it moves what it holds.
@@ -274,18 +278,22 @@ async fn kill_some_times(kills: usize, at_a_move: bool) -> Totals {
     let at_a_move = at_a_move.then(|| fastrand::usize(0..kills));
     for kill in 0..kills {
         let before = halves(directory.path());
-        let killed = Arc::new(AtomicBool::new(false));
+        let (killed, keys_done) = (Arc::new(AtomicBool::new(false)), Arc::new(Semaphore::new(0)));
         let mut callers = JoinSet::new();
         let calls = Calls::to(server.address()).await;
         for _ in 0..CALLERS {
-            callers.spawn(work_on(calls.clone(), Arc::clone(&killed)));
+            callers.spawn(work_on(calls.clone(), Arc::clone(&killed), Arc::clone(&keys_done)));
         }
         let at_a_move = at_a_move == Some(kill);
-        if at_a_move {
+        let later_ms = if at_a_move {
             until_a_move_begins(directory.path(), &before).await;
-        }
-        let load_ms = fastrand::u64(if at_a_move { MOVING_MS } else { LOAD_MS });
-        tokio::time::sleep(Duration::from_millis(load_ms)).await;
+            fastrand::u64(MOVING_MS)
+        } else {
+            let enough = keys_done.acquire_many(fastrand::u32(KEYS_DONE));
+            drop(tokio::time::timeout(WAIT_MAX, enough).await.expect("keys are done with"));
+            fastrand::u64(LATER_MS)
+        };
+        tokio::time::sleep(Duration::from_millis(later_ms)).await;
         killed.store(true, Ordering::SeqCst);
         let early = fastrand::usize(0..3).saturating_sub(1);
         block_in_place(|| {

@@ -141,7 +141,8 @@ async fn locks_of_many_lengths_fit() {
 #[tokio::test]
 async fn large_writes_at_once_fit_and_so_do_those_just_small_enough_to_go_together() {
     let store = open(&EtcdProcess::shared().config()).await;
-    for (name, count, bytes) in [("together", 40, 63 << 10), ("alone", 40, 65 << 10), ("largest", 5, 1 << 20)] {
+    for (name, count, bytes) in [("together", 40, 63 << 10), ("alone", 40, 65 << 10), ("largest", 5, 1 << 20)]
+    {
         let keys: Vec<_> = (0..count).map(|i| key(&format!("{name}{i}"))).collect();
         all_done(&create_at_once(&store, &keys, &completed("holder", vec![1; bytes])).await);
     }
