@@ -57,9 +57,10 @@ enum Step {
     Hint,
     Leave,
     Deadline,
+    Drain,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step::Arrive,
     Step::Answer,
     Step::LoseAnswer,
@@ -71,6 +72,7 @@ const STEPS: [Step; 11] = [
     Step::Hint,
     Step::Leave,
     Step::Deadline,
+    Step::Drain,
 ];
 
 #[derive(Clone)]
@@ -99,6 +101,8 @@ struct World {
     /// The waiters who are neither answered nor gone, and how long the history was when they came.
     waiting: BTreeMap<WaiterId, usize>,
     claims: BTreeSet<Revision>,
+    /// Whether the server shuts down: then nobody comes any more.
+    draining: bool,
 }
 
 impl World {
@@ -116,6 +120,7 @@ impl World {
             came: 0,
             waiting: BTreeMap::new(),
             claims: BTreeSet::new(),
+            draining: false,
         }
     }
 
@@ -172,7 +177,7 @@ impl World {
     fn take(&mut self, step: Step) -> bool {
         match step {
             Step::Arrive => {
-                let Some((wish, patient)) = cast(self.came) else { return false };
+                let Some((wish, patient)) = cast(self.came).filter(|_| !self.draining) else { return false };
                 let id = self.came;
                 self.came += 1;
                 self.waiting.insert(id, self.history.len());
@@ -219,6 +224,12 @@ impl World {
                 } else {
                     self.tell(Event::Deadline(id));
                 }
+            }
+            Step::Drain => {
+                if std::mem::replace(&mut self.draining, true) {
+                    return false;
+                }
+                self.tell(Event::Drain);
             }
         }
         true
@@ -283,7 +294,11 @@ impl World {
                 assert_eq!(begin.request_id, loaded.record.request_id, "somebody else's claim");
                 return;
             }
-            Answer::Standing(View::Completed { .. }) | Answer::Failed(_) | Answer::Draining => return,
+            Answer::Draining => {
+                assert!(came.is_some() && self.draining, "sent away by a server that stays");
+                return;
+            }
+            Answer::Standing(View::Completed { .. }) | Answer::Failed(_) => return,
             Answer::Standing(view) => Some(view),
             Answer::Refused(refusal, _) => {
                 assert_eq!(refusal, Refusal::NotFound);
