@@ -130,6 +130,23 @@ fn the_checker_of_histories_depends_on_nothing() {
     assert!(!manifest.contains("path = "), "{manifest}");
 }
 
+/// Which of several things that are ready comes first is ours to say: a draw would make no two simulations of a seed
+/// alike.
+#[test]
+fn no_select_of_a_server_draws() {
+    let mut wrong = Vec::new();
+    for file in ["src/store", "src/coordinator", "src/rpc", "src/server"].into_iter().flat_map(sources) {
+        let mut lines = lines(&file.code).peekable();
+        while let Some((line, text)) = lines.next() {
+            let biased = lines.peek().is_some_and(|(_, next)| next.trim() == "biased;");
+            if text.trim_end().ends_with("select! {") && !biased {
+                wrong.push(format!("{}:{line} does not begin with `biased;`", file.path));
+            }
+        }
+    }
+    assert_none(&wrong);
+}
+
 #[test]
 fn no_file_is_too_long_to_read() {
     let mut wrong = Vec::new();

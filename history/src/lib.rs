@@ -53,6 +53,9 @@ pub struct Bounds {
     pub late_max: Duration,
     /// Since when nothing failed any more, if keys are to be usable since then.
     pub healed: Option<Time>,
+    /// Whether the store was made to end locks before their time, so that two claims may live. Nothing else may
+    /// follow from it.
+    pub locks_end_early: bool,
     /// How long a key may then take to be usable, beyond its longest lock TTL.
     pub usable_after: Duration,
     /// How many points a search may visit for one key before it is given up.
@@ -66,6 +69,7 @@ impl Bounds {
             ended,
             late_max: Duration::from_secs(1),
             healed: None,
+            locks_end_early: false,
             usable_after: Duration::from_secs(10),
             points_max: 100_000,
         }
@@ -139,7 +143,7 @@ impl History {
                     broken(promise, what);
                 }
             }
-            match linear::search(operations, bounds.points_max) {
+            match linear::search(operations, bounds) {
                 Verdict::Explained => {}
                 Verdict::Impossible(what) => broken(Promise::Linearizable, what),
                 Verdict::Undecided(_) => found.undecided.push(key.clone()),

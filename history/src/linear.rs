@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::Bounds;
 use crate::operation::{Answer, Begin, Call, Claim, Operation, Resolution, Time};
 use crate::promises::token;
 use crate::spec::{Record, State};
@@ -32,9 +33,9 @@ pub enum Verdict {
     Undecided(usize),
 }
 
-/// Searches an order for the operations of one key, visiting `points_max` points at most.
-pub fn search(operations: &[Operation], points_max: usize) -> Verdict {
-    let search = Search::of(operations);
+/// Searches an order for the operations of one key.
+pub fn search(operations: &[Operation], bounds: &Bounds) -> Verdict {
+    let search = Search { locks_end_early: bounds.locks_end_early, ..Search::of(operations) };
     let start = Point {
         done: Set::default(),
         left: search.answered,
@@ -63,8 +64,8 @@ pub fn search(operations: &[Operation], points_max: usize) -> Verdict {
             if seen.contains(&next) {
                 continue;
             }
-            if seen.len() == points_max {
-                return Verdict::Undecided(points_max);
+            if seen.len() == bounds.points_max {
+                return Verdict::Undecided(bounds.points_max);
             }
             seen.insert(next.clone());
             open.push((next, Some(Rc::new(Stride { step, before: path.clone() }))));
@@ -122,6 +123,8 @@ struct Search<'a> {
     retention_min: Duration,
     /// When each try of a Begin was sent of which its caller heard nothing.
     lost_begins: Vec<Time>,
+    /// Whether a lock may lapse at any time.
+    locks_end_early: bool,
 }
 
 /// An attempt that somebody was told of.
@@ -162,6 +165,7 @@ impl<'a> Search<'a> {
             deletes: deletes.collect(),
             retention_min: retentions.min().unwrap_or_default(),
             lost_begins,
+            locks_end_early: false,
             operations,
         }
     }
@@ -251,7 +255,11 @@ impl<'a> Search<'a> {
         let at = |from: Time, state| Point { state, since: from.max(point.since), ..point.clone() };
         let in_time = |(from, state)| (from <= due).then(|| at(from, state));
         steps.extend(point.state.expiry().and_then(in_time).map(|next| (Step::Expiry, next)));
-        steps.extend(point.state.lapse().and_then(in_time).map(|next| (Step::Lapse, next)));
+        let lapse = point
+            .state
+            .lapse()
+            .map(|(at, state)| (if self.locks_end_early { Time::ZERO } else { at }, state));
+        steps.extend(lapse.and_then(in_time).map(|next| (Step::Lapse, next)));
         let lost_tries = self.lost_begins.partition_point(|sent| *sent <= due);
         if let Some((i, state)) = point.state.give_back().filter(|_| point.given_back < lost_tries) {
             steps.push((

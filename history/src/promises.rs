@@ -165,7 +165,10 @@ fn caller(operation: &Operation) -> Option<(&str, &str)> {
     operation.begin().map(|begin| (&*begin.request_id, &*begin.owner))
 }
 
-fn one_live_claim(operations: &[Operation], _: &Bounds) -> Option<String> {
+fn one_live_claim(operations: &[Operation], bounds: &Bounds) -> Option<String> {
+    if bounds.locks_end_early {
+        return None;
+    }
     let claims: Vec<_> = operations.iter().filter_map(|it| Some((it.claim()?, it.span().1?, it))).collect();
     claims.iter().find_map(|(claim, _, one)| {
         let held_until = held_until(operations, claim.token);

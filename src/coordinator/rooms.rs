@@ -1,7 +1,7 @@
 //! The rooms of a server, one per key with callers, and the task around each: it moves messages between the
 //! callers, the store and the pure [`Room`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,8 @@ pub(super) type LatestView = Option<Result<View, Error>>;
 /// The rooms that are open.
 #[derive(Default)]
 pub(super) struct Rooms {
-    open: Mutex<HashMap<RecordKey, mpsc::UnboundedSender<Message>>>,
+    /// In order: a drain reaches them the same way each time.
+    open: Mutex<BTreeMap<RecordKey, mpsc::UnboundedSender<Message>>>,
     next_waiter: AtomicU64,
     draining: AtomicBool,
 }
@@ -70,7 +71,7 @@ impl Drop for Ticket {
 }
 
 impl Rooms {
-    fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, mpsc::UnboundedSender<Message>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RecordKey, mpsc::UnboundedSender<Message>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,8 +179,6 @@ impl RoomTask {
             if self.room.is_idle() && self.close() {
                 return;
             }
-            // One thing at a time, and none before the others: a flood of callers must not keep the answer of
-            // the store, which they all wait for, from being heard.
             if let Some(message) = self.next().await {
                 if matches!(message, Message::Event(Event::Loaded(_) | Event::Swapped(_))) {
                     self.hear_who_came();
@@ -199,11 +198,12 @@ impl RoomTask {
         }
     }
 
-    /// Waits for what happens next.
+    /// Waits for what happens next. Callers come last: a flood of them must not keep the answer of the store,
+    /// which they all wait for, from being heard.
     async fn next(&mut self) -> Option<Message> {
         let poll = self.inner.settings.poll;
         let event = tokio::select! {
-            message = self.messages.recv() => return message,
+            biased;
             event = pending(self.trip.as_mut().map(|(_, trip)| trip)) => {
                 return Some(Message::Event(event));
             }
@@ -213,6 +213,7 @@ impl RoomTask {
                 Event::Watching(self.watch.is_some())
             }
             () = changed(self.watch.as_mut()) => Event::Hint,
+            message = self.messages.recv() => return message,
             // A trip has a bound of its own, and what it brings is as good as a hint.
             () = slow_poll(poll), if self.trip.is_none() => Event::Hint,
         };

@@ -98,6 +98,7 @@ impl Driver {
         let mut closing: Option<Option<Failure>> = None;
         while closing.is_none() || !calls.is_empty() {
             tokio::select! {
+                biased;
                 () = client.closed() => return,
                 Some((id, result, turn)) = calls.next() => {
                     self.open.remove(&id);

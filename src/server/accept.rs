@@ -60,6 +60,30 @@ impl Default for Limits {
     }
 }
 
+/// Where connections come from: a socket of this machine, or of a simulated one.
+pub trait Listener: Send + Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection, and tells who made it. May be dropped and called again.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let (stream, peer) = TcpListener::accept(self).await?;
+            // Without it, an answer in two segments waits 40 ms for the client's delayed acknowledgement.
+            match stream.set_nodelay(true) {
+                Ok(()) => return Ok((stream, peer)),
+                Err(error) => tracing::debug!(%peer, %error, "lost a new connection"),
+            }
+        }
+    }
+}
+
 /// The connections of a server.
 pub(super) struct Connections {
     routes: Routes,
@@ -88,7 +112,7 @@ impl Connections {
     }
 
     /// Accepts and serves connections; never ends.
-    pub(super) async fn accept(&self, listener: &TcpListener) {
+    pub(super) async fn accept(&self, listener: &impl Listener) {
         let mut refused = 0_u64;
         loop {
             match listener.accept().await {
@@ -138,24 +162,20 @@ impl Connections {
         self.dropped.cancel();
     }
 
-    fn connection(
+    fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         &self,
-        stream: TcpStream,
+        stream: S,
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
-    ) -> impl Future<Output = ()> + use<> {
+    ) -> impl Future<Output = ()> + use<S> {
         let (http, service) = (self.http.clone(), TowerToHyperService::new(self.routes.clone()));
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
         let handshake = self.limits.handshake;
         async move {
             let _place = place;
-            // Without it, an answer in two segments waits 40 ms for the client's delayed acknowledgement.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "lost a new connection");
-                return;
-            }
             // TLS, once there is any, is accepted here, under the same deadline.
             let opened = tokio::select! {
+                biased;
                 opened = tokio::time::timeout(handshake, open_http2(stream)) => opened,
                 // It has sent nothing that could be answered.
                 () = draining.cancelled() => return,
@@ -168,10 +188,12 @@ impl Connections {
             let connection = http.serve_connection(TokioIo::new(io), service);
             tokio::pin!(connection);
             let ended = tokio::select! {
+                biased;
                 ended = connection.as_mut() => ended,
                 () = draining.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
+                        biased;
                         ended = connection.as_mut() => ended,
                         () = dropped.cancelled() => return,
                     }
@@ -192,8 +214,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Reads the preface of HTTP/2, and hands back the stream with it: hyper itself waits for it without end.
 /// Whoever speaks otherwise is told so.
-async fn open_http2(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
-    let (mut reader, mut writer) = stream.into_split();
+async fn open_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut preface = [0; PREFACE.len()];
     let mut filled = 0;
     while filled < preface.len() {

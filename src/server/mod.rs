@@ -22,7 +22,7 @@ use crate::store::RecordStore;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, QUOTA_DEFAULT_BYTES, SizeWatch};
 
-pub use accept::Limits;
+pub use accept::{Limits, Listener};
 
 /// What a server is made of.
 #[derive(Clone, Debug)]
@@ -102,16 +102,13 @@ pub enum Error {
 }
 
 /// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit.
-///
-/// # Errors
-/// If the listener has no address.
 pub async fn run(
     config: Config,
-    listener: TcpListener,
+    listener: impl Listener,
     store: Arc<dyn RecordStore>,
+    clock: Clock,
     shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    let clock = Clock::system();
+) {
     let coordinator = Coordinator::new(store, clock.clone(), coordinator::Settings::default());
     let (reporter, health) = health::pair();
     let draining = CancellationToken::new();
@@ -121,6 +118,7 @@ pub async fn run(
 
     let monitor = reporter.monitor(clock.clone(), || coordinator.probe());
     tokio::select! {
+        biased;
         () = shutdown => {}
         () = monitor => {}
         () = connections.accept(&listener) => {}
@@ -128,7 +126,6 @@ pub async fn run(
     // Closed first: who connects now is to be refused, not left waiting in a queue that nobody reads.
     drop(listener);
     drain::drain(&reporter, &coordinator, &connections, config.drain_limit, &clock).await;
-    Ok(())
 }
 
 /// Opens the store, listens, says so on standard output, and serves until SIGTERM or SIGINT; a second
@@ -142,14 +139,16 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| Error::Listen { listen, source })?;
-    let Opened { store, failed } = open(&config.store, &config.etcd, Clock::system()).await?;
+    let clock = Clock::system();
+    let Opened { store, failed } = open(&config.store, &config.etcd, clock.clone()).await?;
     announce(address, &config.store);
 
     let stop = CancellationToken::new();
-    let server = run(config, listener, store, stop.clone().cancelled_owned());
+    let server = run(config, listener, store, clock, stop.clone().cancelled_owned());
     tokio::pin!(server);
     let failure = tokio::select! {
-        ended = &mut server => return ended,
+        biased;
+        () = &mut server => return Ok(()),
         () = signalled(&mut terminate, &mut interrupt) => None,
         reason = failed => Some(reason),
     };
@@ -159,7 +158,8 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     }
     stop.cancel();
     tokio::select! {
-        ended = server => ended?,
+        biased;
+        () = server => {}
         () = signalled(&mut terminate, &mut interrupt) => return Err(Error::Interrupted),
     }
     failure.map_or(Ok(()), |reason| Err(Error::StoreFailed(reason)))
@@ -171,6 +171,7 @@ fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
 
 async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
+        biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

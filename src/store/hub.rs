@@ -1,15 +1,15 @@
 //! Who watches which key, in this process. Both stores tell it of changes; it passes the hint on.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
 use super::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::record::RecordKey;
 
-/// The watchers of a store.
+/// The watchers of a store, in order: what happens to all of them happens the same way each time.
 #[derive(Clone, Default)]
-pub(super) struct Hub(Arc<Mutex<HashMap<RecordKey, watch::Sender<()>>>>);
+pub(super) struct Hub(Arc<Mutex<BTreeMap<RecordKey, watch::Sender<()>>>>);
 
 /// A stream of hints that a record may have changed.
 pub struct Watch {
@@ -18,7 +18,7 @@ pub struct Watch {
 }
 
 struct Registration {
-    hub: Weak<Mutex<HashMap<RecordKey, watch::Sender<()>>>>,
+    hub: Weak<Mutex<BTreeMap<RecordKey, watch::Sender<()>>>>,
     key: RecordKey,
     on_end: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
@@ -60,7 +60,7 @@ impl Hub {
         self.lock().contains_key(key)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, watch::Sender<()>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RecordKey, watch::Sender<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

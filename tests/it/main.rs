@@ -9,6 +9,13 @@ mod cluster;
 mod contract;
 mod coordinator;
 mod exec_across_hosts;
+#[path = "../shared/fake_etcd/mod.rs"]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "in simulations it fails; here it is only held against the real one"
+)]
+mod fake_etcd;
 mod histories;
 mod reference;
 mod server;

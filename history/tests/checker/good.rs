@@ -261,6 +261,22 @@ fn keys_are_independent() {
 }
 
 #[test]
+fn a_lock_ends_early_only_where_the_store_was_made_to_end_it() {
+    let mut story = Story::default();
+    story.op(0, 1, begin("a"), claim(5, 1));
+    story.op(2, 3, begin("b"), claim(7, 2));
+    story.op(4, 5, complete(5, "late"), Answer::ClaimLost);
+    let checked = |locks_end_early| {
+        story.history.check(&Bounds { locks_end_early, ..Bounds::until(seconds(100)) }).is_ok()
+    };
+    assert_eq!((checked(true), checked(false)), (true, false));
+    // A stale holder completes nothing, even so.
+    story.op(6, 7, complete(5, "later"), stored());
+    let early = Bounds { locks_end_early: true, ..Bounds::until(seconds(100)) };
+    story.history.check(&early).expect_err("a stale holder");
+}
+
+#[test]
 fn a_search_that_is_given_up_is_no_success() {
     let mut story = Story::default();
     story.op(0, 1, begin("a"), claim(5, 1));

@@ -286,6 +286,7 @@ fn ask_status(client: &Client) -> impl Future<Output = Result<StatusResponse, et
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::etcd::dial::Network;
 
     #[tokio::test]
     async fn a_write_that_cannot_leave_is_tried_at_each_endpoint() {
@@ -293,7 +294,7 @@ mod tests {
         let refusing =
             || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let addresses = [refusing(), refusing()];
-        let dial = Dial { tls: None, login: None };
+        let dial = Dial { network: Network::system(), tls: None, login: None };
         let keyspace = Keyspace::new("k").unwrap();
         let client = EtcdClient::new(&addresses, dial, Duration::from_secs(60), &keyspace);
         let refused = client.txn_write(Txn::new()).await;

@@ -1,11 +1,19 @@
 //! How a connection to an endpoint is made: TLS, keepalive, and who we are.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::advice::with_causes;
 use super::call_error::{CallError, classify};
@@ -39,9 +47,56 @@ impl fmt::Debug for EtcdLogin {
     }
 }
 
+/// The network that etcd is reached over, injected so that tests can simulate it.
+#[derive(Clone, Default)]
+pub struct Network(Option<Arc<dyn Fn(String) -> Connecting + Send + Sync>>);
+
+/// A connection that is being made.
+type Connecting = BoxFuture<'static, io::Result<TokioIo<BoxStream>>>;
+
+/// A connection of any network.
+type BoxStream = Box<dyn Stream>;
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+impl Network {
+    /// The network of this machine.
+    pub fn system() -> Self {
+        Self(None)
+    }
+
+    /// A network whose connections `connect` makes, each to a host:port.
+    pub fn from_fn<S, F>(connect: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
+        Self(Some(Arc::new(move |address| {
+            connect(address).map(|stream| Ok(TokioIo::new(Box::new(stream?) as BoxStream))).boxed()
+        })))
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+        let Some(connect) = self.0.clone() else { return endpoint.connect().await };
+        let connector = tower::service_fn(move |uri: Uri| {
+            connect(uri.authority().map(ToString::to_string).unwrap_or_default())
+        });
+        endpoint.connect_with_connector(connector).await
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Network(injected)" } else { "Network(system)" })
+    }
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
+    pub(super) network: Network,
     /// `None`: without TLS.
     pub(super) tls: Option<EtcdTls>,
     /// `None`: as nobody.
@@ -57,7 +112,8 @@ impl Dial {
         let unreachable =
             |why: String| CallError::Unreachable(format!("etcd at {address} cannot be reached: {why}"));
         let endpoint = self.endpoint(address, timeout).await.map_err(unreachable)?;
-        let channel = endpoint.connect().await.map_err(|error| unreachable(with_causes(&error)))?;
+        let channel =
+            self.network.connect(&endpoint).await.map_err(|error| unreachable(with_causes(&error)))?;
         let options = |login: Option<&EtcdLogin>| {
             // A member that lost its cluster says so, instead of hanging.
             let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);

@@ -457,11 +457,12 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::etcd::dial::Network;
 
     #[test]
     fn a_late_answer_says_nothing_of_the_connection_that_came_after() {
         let addresses = ["one:1".to_owned(), "two:1".to_owned()];
-        let dial = Dial { tls: None, login: None };
+        let dial = Dial { network: Network::system(), tls: None, login: None };
         let endpoints =
             Endpoints::new(&addresses, dial, Duration::from_secs(1), Identity::new("m".to_owned()));
         let is_down = || endpoints.all[0].state().down;

@@ -1,6 +1,6 @@
 //! Which lock leases are known to be over, and which watched records name which lease.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -26,7 +26,7 @@ struct Known {
     /// The lease that each watched record named at the newest revision that was read of it, and which that is; and
     /// the same the other way round.
     lease_of: HashMap<RecordKey, (Revision, i64)>,
-    named_by: HashMap<i64, HashSet<RecordKey>>,
+    named_by: HashMap<i64, BTreeSet<RecordKey>>,
 }
 
 impl Lapses {
@@ -89,7 +89,7 @@ impl Lapses {
     #[cfg(test)]
     pub(super) fn noted(&self) -> usize {
         let known = self.known();
-        assert_eq!(known.named_by.values().map(HashSet::len).sum::<usize>(), known.lease_of.len());
+        assert_eq!(known.named_by.values().map(BTreeSet::len).sum::<usize>(), known.lease_of.len());
         known.lease_of.len()
     }
 

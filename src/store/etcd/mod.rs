@@ -56,7 +56,7 @@ use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::{Clock, Moment};
 use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 
-pub use dial::{EtcdLogin, EtcdTls};
+pub use dial::{EtcdLogin, EtcdTls, Network};
 pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
 pub use open::OpenError;
 pub use status::{QUOTA_DEFAULT_BYTES, SizeWatch};
@@ -69,7 +69,7 @@ const LEASE_ATTEMPTS: usize = 3;
 const SCAN_MAX: usize = TXN_MAX_OPS;
 
 /// Where and how to reach etcd.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct EtcdConfig {
     /// The members of the cluster, as host:port.
     pub endpoints: Vec<String>,
@@ -83,14 +83,23 @@ pub struct EtcdConfig {
     pub login: Option<EtcdLogin>,
     /// How its size is watched.
     pub size: SizeWatch,
+    /// What it is reached over.
+    pub network: Network,
 }
 
 impl EtcdConfig {
     /// The store below `prefix` of the cluster at `endpoints`, with the usual timeout of 3 s.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
         let call_timeout = Duration::from_secs(3);
-        let size = SizeWatch::default();
-        Self { endpoints, prefix: prefix.into(), call_timeout, tls: None, login: None, size }
+        Self {
+            endpoints,
+            prefix: prefix.into(),
+            call_timeout,
+            tls: None,
+            login: None,
+            size: SizeWatch::default(),
+            network: Network::system(),
+        }
     }
 }
 

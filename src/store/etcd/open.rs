@@ -148,7 +148,7 @@ pub(super) async fn client(
     for endpoint in &config.endpoints {
         check_endpoint(endpoint)?;
     }
-    let dial = Dial { tls: config.tls.clone(), login: config.login.clone() };
+    let dial = Dial { network: config.network.clone(), tls: config.tls.clone(), login: config.login.clone() };
     dial.check().await.map_err(OpenError::Tls)?;
     if dial.login.is_some() && dial.tls.is_none() {
         tracing::warn!("the password for etcd goes over the network for all to read: use TLS (etcds://)");

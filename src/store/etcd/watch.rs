@@ -3,7 +3,7 @@
 //! Where etcd has already compacted that away, it begins at the present and hints that anything may have
 //! happened.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use etcd_client::{Event, EventType, KeyValue, WatchOptions, WatchRequestSender, WatchResponse, WatchStream};
@@ -22,7 +22,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What is watched.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject {
     /// The end of any lock lease.
     Sentinels,
@@ -89,7 +89,7 @@ impl Watcher {
     /// Starts the supervisor. There is no stream until something is watched.
     pub(super) fn start(client: EtcdClient, hints: Hints) -> Self {
         let (commands, orders) = mpsc::unbounded_channel();
-        let watches = Watches { hints, watched: HashMap::new(), by_id: HashMap::new(), last_id: 0 };
+        let watches = Watches { hints, watched: BTreeMap::new(), by_id: HashMap::new(), last_id: 0 };
         let supervisor = Supervisor { client, orders, watches, outbox: VecDeque::new() };
         tokio::spawn(supervisor.run());
         Self { commands }
@@ -189,12 +189,15 @@ impl Supervisor {
         loop {
             // Requests go out while answers come in, or both sides could wait for each other.
             tokio::select! {
-                command = self.orders.recv() => match command {
-                    Some(command) => self.outbox.extend(self.watches.obey(command)),
-                    None => return Ended::Unwanted,
-                },
+                biased;
                 () = gone.cancelled() => {
                     return Ended::Lost(CallError::Unreachable("its endpoint was given up".to_owned()));
+                }
+                sent = send(&mut requests, self.outbox.front().cloned()), if !self.outbox.is_empty() => {
+                    if let Err(error) = sent {
+                        return Ended::Lost(classify(error));
+                    }
+                    self.outbox.pop_front();
                 }
                 response = responses.message() => match response {
                     Ok(Some(response)) => match self.watches.hear(&response) {
@@ -204,12 +207,10 @@ impl Supervisor {
                     Ok(None) => return Ended::Lost(CallError::Unknown("etcd ended the stream".to_owned())),
                     Err(error) => return Ended::Lost(classify(error)),
                 },
-                sent = send(&mut requests, self.outbox.front().cloned()), if !self.outbox.is_empty() => {
-                    if let Err(error) = sent {
-                        return Ended::Lost(classify(error));
-                    }
-                    self.outbox.pop_front();
-                }
+                command = self.orders.recv() => match command {
+                    Some(command) => self.outbox.extend(self.watches.obey(command)),
+                    None => return Ended::Unwanted,
+                },
             }
         }
     }
@@ -226,7 +227,7 @@ async fn send(requests: &mut WatchRequestSender, next: Option<Request>) -> Resul
 /// What is watched on a stream, and how far it was heard.
 struct Watches {
     hints: Hints,
-    watched: HashMap<Subject, Watched>,
+    watched: BTreeMap<Subject, Watched>,
     by_id: HashMap<i64, Subject>,
     last_id: i64,
 }

@@ -22,7 +22,8 @@ use onced_client::v1::{self, begin_response};
 use prost::Message;
 use tonic_types::{Status, pb};
 
-use crate::support::caller::{Caller, Session, Unary, info};
+use crate::support::caller::{Caller, Session, Unary};
+use crate::support::recorded::info;
 use crate::support::server::{Connection, HANGS, TestServer};
 use crate::support::stores::Controlled;
 

@@ -13,7 +13,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Streaming};
-use tonic_types::{Status, pb};
+use tonic_types::Status;
 
 use super::server::{Connection, TestServer};
 
@@ -56,18 +56,6 @@ pub fn rpc_status(status: &tonic::Status) -> Status {
     let carried = Status::decode(status.details()).expect("details that are a google.rpc.Status");
     assert_eq!((carried.code, carried.message.as_str()), (status.code() as i32, status.message()));
     carried
-}
-
-/// The ErrorInfo of an error, which has exactly one, of our domain.
-#[track_caller]
-pub fn info(status: &Status) -> pb::ErrorInfo {
-    let url = tonic_types::ErrorInfo::TYPE_URL;
-    let mut infos = status.details.iter().filter(|any| any.type_url == url);
-    let info = infos.next().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
-    assert!(infos.next().is_none(), "more than one ErrorInfo: {status:?}");
-    let info = pb::ErrorInfo::decode(info.value.as_slice()).unwrap();
-    assert_eq!(info.domain, "onced.dev");
-    info
 }
 
 #[tonic::async_trait]

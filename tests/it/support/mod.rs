@@ -11,7 +11,9 @@ pub mod numbers;
 pub mod onced;
 mod peers;
 pub mod proxy;
+#[path = "../../shared/recorded.rs"]
 pub mod recorded;
+#[path = "../../shared/rounds.rs"]
 pub mod rounds;
 pub mod server;
 pub mod stores;

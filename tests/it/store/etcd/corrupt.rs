@@ -4,9 +4,10 @@ use onced_client::v1;
 
 use super::{client, long_claim, open};
 use crate::store::fixture::{create, key};
-use crate::support::caller::{info, rpc_status};
+use crate::support::caller::rpc_status;
 use crate::support::etcd::EtcdProcess;
 use crate::support::log::Log;
+use crate::support::recorded::info;
 use crate::support::server::TestServer;
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod auth;
 mod batches;
 mod corrupt;
 mod endpoints;
+mod fake;
 mod faults;
 mod identity;
 mod lapses;
@@ -36,24 +37,25 @@ use crate::support::proxy::Proxy;
 
 conformance!(Etcd::start());
 
-/// A prefix of the shared etcd, and a connection to it that can be cut.
+/// A prefix of an etcd, and a connection to it that can be cut.
 struct Etcd {
     proxy: Proxy,
     config: EtcdConfig,
+    /// The same store, past the proxy.
+    direct: EtcdConfig,
     clock: StoppableClock,
 }
 
 impl Etcd {
+    /// One of the shared etcd.
     async fn start() -> Self {
-        let etcd = EtcdProcess::shared();
-        let proxy = Proxy::start(etcd.endpoint()).await;
-        let config = EtcdConfig { endpoints: vec![proxy.endpoint()], ..etcd.config() };
-        Self { proxy, config, clock: StoppableClock::default() }
+        Self::at(EtcdProcess::shared().config()).await
     }
 
-    /// The same store, past the proxy.
-    fn direct(&self) -> EtcdConfig {
-        EtcdConfig { endpoints: vec![EtcdProcess::shared().endpoint()], ..self.config.clone() }
+    async fn at(direct: EtcdConfig) -> Self {
+        let proxy = Proxy::start(direct.endpoints[0].clone()).await;
+        let config = EtcdConfig { endpoints: vec![proxy.endpoint()], ..direct.clone() };
+        Self { proxy, config, direct, clock: StoppableClock::default() }
     }
 }
 
@@ -78,17 +80,17 @@ impl Fixture for Etcd {
 
     async fn expire(&self, key: &RecordKey) {
         // The lease that it hangs on, and the one that it hung on at first: they would have ended by now.
-        let config = self.direct();
+        let config = &self.direct;
         let mut leases = Vec::new();
-        if let Some(now) = raw_at(&config, key, None).await {
+        if let Some(now) = raw_at(config, key, None).await {
             leases.push(now.retention_lease);
-            leases.extend(raw_at(&config, key, Some(now.created)).await.map(|raw| raw.retention_lease));
+            leases.extend(raw_at(config, key, Some(now.created)).await.map(|raw| raw.retention_lease));
         }
         leases.sort_unstable();
         leases.dedup();
         for lease in leases.into_iter().filter(|&lease| lease != 0) {
             // It may have been revoked before.
-            let _ = client(&config).await.lease_client().revoke(lease).await;
+            let _ = client(config).await.lease_client().revoke(lease).await;
         }
     }
 

@@ -9,9 +9,8 @@ use onced_client::v1::session_response::Answer;
 use onced_client::v1::{self, begin_response, lookup_response};
 use onced_history as history;
 use onced_history::{Fate, Payload, Time};
-use tonic_types::Status;
-
-use super::caller::info;
+use prost::Message;
+use tonic_types::{Status, pb};
 
 /// A call.
 pub fn call(call: &Call) -> history::Call {
@@ -95,6 +94,18 @@ pub fn refused(status: &Status) -> Result<history::Answer, fn(Time) -> Fate> {
     })
 }
 
+/// The ErrorInfo of an error, which has exactly one, of our domain.
+#[track_caller]
+pub fn info(status: &Status) -> pb::ErrorInfo {
+    let url = tonic_types::ErrorInfo::TYPE_URL;
+    let mut infos = status.details.iter().filter(|any| any.type_url == url);
+    let info = infos.next().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert!(infos.next().is_none(), "more than one ErrorInfo: {status:?}");
+    let info = pb::ErrorInfo::decode(info.value.as_slice()).unwrap();
+    assert_eq!(info.domain, "onced.dev");
+    info
+}
+
 fn claim(claim: &v1::Claim) -> history::Answer {
     history::Answer::Claim(history::Claim {
         token: claim.fencing_token,
@@ -132,7 +143,7 @@ fn checkpoint(checkpoint: &v1::Checkpoint) -> history::Checkpoint {
 }
 
 /// A response alone as it is, for people; anything else with all its parts, its map sorted.
-fn outcome(outcome: Option<&v1::Outcome>) -> Payload {
+pub fn outcome(outcome: Option<&v1::Outcome>) -> Payload {
     let v1::Outcome { result, content_type, metadata } = outcome.expect("an outcome");
     match result {
         Some(v1::outcome::Result::Response(it)) if content_type.is_empty() && metadata.is_empty() => {
