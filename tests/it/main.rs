@@ -10,6 +10,7 @@ mod contract;
 mod coordinator;
 mod exec_across_hosts;
 mod histories;
+mod hostile;
 mod reference;
 mod server;
 mod store;
