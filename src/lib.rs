@@ -4,6 +4,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod record;
 pub mod rpc;
 pub mod server;

@@ -1,4 +1,4 @@
-//! Measures onced: pairs per second, the latency of a lone caller, duplicates, lapses; and beside it what one
+//! Measures onced: pairs per second, the latency of a lone caller, duplicates, lapses, overload; and beside it what one
 //! would write by hand against etcd. Prints figures and judges none, but for answers: a wrong one ends it.
 
 mod child;
@@ -9,6 +9,7 @@ mod lapses;
 mod load;
 mod lone;
 mod options;
+mod overload;
 mod pairs;
 mod progress;
 mod server;
@@ -43,6 +44,8 @@ enum Command {
     Duplicates(duplicates::Args),
     /// The latency of a Begin while many records lapse and expire
     Lapses(lapses::Args),
+    /// More calls than a server can serve: what is granted, what is refused, and how soon
+    Overload(overload::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Lone(args) => lone::run(options, args).await,
             Command::Duplicates(args) => duplicates::run(options, args).await,
             Command::Lapses(args) => lapses::run(options, args).await,
+            Command::Overload(args) => overload::run(options, args).await,
         }
     };
     tokio::select! {

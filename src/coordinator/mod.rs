@@ -49,6 +49,10 @@ impl Default for Settings {
     }
 }
 
+/// What a call holds while it is at work, and what is let go when the work ends: not when the caller hangs up,
+/// for the work goes on without it.
+pub type Busy = Option<Box<dyn Any + Send>>;
+
 /// How long a caller waits, and since when.
 pub struct Patience {
     /// When the call arrived at the server.
@@ -56,7 +60,7 @@ pub struct Patience {
     /// Until when to wait for somebody else's outcome; at or before `arrived`: do not wait.
     pub until: Moment,
     /// What the call holds while it works, and hands back while it only waits: dropped as soon as it waits.
-    pub busy: Option<Box<dyn Any + Send>>,
+    pub busy: Busy,
 }
 
 /// What a Begin came to.
@@ -196,12 +200,16 @@ impl Coordinator {
     }
 
     /// Applies a command of a holder or operator (anything but Begin), detached from the caller: it goes on to
-    /// its end if this future is dropped.
+    /// its end if this future is dropped, and so does `busy`.
     ///
     /// # Errors
     /// `Refused`, `Store`.
-    pub async fn apply(&self, key: RecordKey, command: Command) -> Result<Applied, Error> {
-        let work = apply::apply(Arc::clone(&self.inner), key, command);
+    pub async fn apply(&self, key: RecordKey, command: Command, busy: Busy) -> Result<Applied, Error> {
+        let inner = Arc::clone(&self.inner);
+        let work = async move {
+            let _busy = busy;
+            apply::apply(inner, key, command).await
+        };
         match self.inner.tasks.spawn_on(work, &self.inner.runtime).await {
             Ok(applied) => applied,
             Err(_) => Err(Error::Fault),

@@ -9,13 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::claimed::Claimed;
 use super::room::{Action, Answer, Event, Room, WaiterId, Wish};
-use super::{Begun, Error, Inner, Patience};
+use super::{Begun, Busy, Error, Inner, Patience};
 use crate::clock::{Moment, wall_time};
 use crate::record::{RecordKey, View};
 use crate::store::{Loaded, Watch};
+
+/// How long the next read of a room waits at most for the answers of the last one to be taken.
+const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// What a Begin or Lookup is answered with.
 pub(super) type Reply = Result<Begun, Error>;
@@ -47,12 +52,19 @@ enum Message {
 struct Seat {
     arrived: Moment,
     /// What the call holds while it works; dropped once it only waits.
-    busy: Option<Box<dyn std::any::Any + Send>>,
+    busy: Busy,
     reply: ReplyTo,
 }
 
+/// An answer on its way to its caller: until it is taken it is work, too.
+struct Sent {
+    reply: Reply,
+    _busy: Busy,
+    _untaken: Option<TaskTrackerToken>,
+}
+
 enum ReplyTo {
-    Once(oneshot::Sender<Reply>),
+    Once(oneshot::Sender<Sent>),
     Views(watch::Sender<LatestView>),
 }
 
@@ -107,7 +119,7 @@ pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patienc
             answer.await
         }
     };
-    answer.unwrap_or(Err(Error::Fault))
+    answer.map_or(Err(Error::Fault), |sent| sent.reply)
 }
 
 /// Enters the room of `key` as a watcher.
@@ -151,6 +163,8 @@ fn enter(
         messages,
         seats: HashMap::new(),
         trip: None,
+        left_busy: Vec::new(),
+        untaken: TaskTracker::new(),
         starting: None,
         watch: None,
     };
@@ -168,6 +182,11 @@ struct RoomTask {
     seats: HashMap<WaiterId, Seat>,
     /// The trip to the store under way: when a swap was sent, and what the room is to hear of it.
     trip: Option<(Moment, Pending<Event>)>,
+    /// What callers held who left during the trip: it is work all the same, until it ends.
+    left_busy: Vec<Busy>,
+    /// Counts the outcomes that their callers have not taken. Each read brings a copy, which lives as long as they:
+    /// so the next read waits for them, and who comes meanwhile shares it.
+    untaken: TaskTracker,
     /// The watch that is being set up.
     starting: Option<Pending<Option<Watch>>>,
     watch: Option<Watch>,
@@ -175,8 +194,10 @@ struct RoomTask {
 
 impl RoomTask {
     async fn run(mut self) {
+        // Only then can it be waited for; it counts on.
+        self.untaken.close();
         loop {
-            if self.room.is_idle() && self.close() {
+            if self.room.is_idle() && self.untaken.is_empty() && self.close() {
                 return;
             }
             if let Some(message) = self.next().await {
@@ -212,6 +233,7 @@ impl RoomTask {
                 self.watch = watch;
                 Event::Watching(self.watch.is_some())
             }
+            () = self.untaken.wait(), if self.room.is_idle() => return None,
             () = changed(self.watch.as_mut()) => Event::Hint,
             message = self.messages.recv() => return message,
             // A trip has a bound of its own, and what it brings is as good as a hint.
@@ -241,9 +263,14 @@ impl RoomTask {
         let mut sent_at = None;
         match &event {
             Event::Leave(id) => {
-                self.seats.remove(id);
+                if let Some(Seat { busy: busy @ Some(_), .. }) = self.seats.remove(id)
+                    && self.trip.is_some()
+                {
+                    self.left_busy.push(busy);
+                }
             }
             Event::Loaded(_) | Event::Swapped(_) => {
+                self.left_busy.clear();
                 sent_at = self.trip.take().map(|(sent_at, _)| sent_at);
             }
             _ => {}
@@ -257,7 +284,13 @@ impl RoomTask {
         match action {
             Action::Load => {
                 let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
-                let trip = Box::pin(async move { Event::Loaded(inner.load(&key).await) });
+                let untaken = self.untaken.clone();
+                let trip = Box::pin(async move {
+                    if !untaken.is_empty() {
+                        let _ = tokio::time::timeout(TAKEN_WITHIN, untaken.wait()).await;
+                    }
+                    Event::Loaded(inner.load(&key).await)
+                });
                 self.trip = Some((self.inner.clock.now(), trip));
             }
             Action::Swap { expected, next } => {
@@ -286,6 +319,7 @@ impl RoomTask {
 
     fn answer(&mut self, id: WaiterId, answer: Answer, sent_at: Option<Moment>) {
         let seat = self.seats.remove(&id);
+        let replays = matches!(answer, Answer::Standing(View::Completed { .. }));
         let reply = match answer {
             Answer::Claim { loaded, resumed } => {
                 self.inner.remember(&self.key, &loaded);
@@ -303,9 +337,12 @@ impl RoomTask {
             Answer::Draining => Err(Error::Draining),
         };
         // A claim that finds nobody here is dropped, and so given back.
-        match seat.map(|seat| seat.reply) {
-            Some(ReplyTo::Once(waiter)) => drop(waiter.send(reply)),
-            Some(ReplyTo::Views(views)) => {
+        match seat {
+            Some(Seat { reply: ReplyTo::Once(waiter), busy, .. }) => {
+                let _untaken = replays.then(|| self.untaken.token());
+                drop(waiter.send(Sent { reply, _busy: busy, _untaken }));
+            }
+            Some(Seat { reply: ReplyTo::Views(views), .. }) => {
                 let last = match reply {
                     Ok(Begun::Standing(view)) => Ok(view),
                     Ok(Begun::Claimed(_)) => return,

@@ -1,6 +1,8 @@
 //! The pure core: what a record is, and what each command does to it. No I/O, no clock, no async, no
 //! protocol, no store: everything that a decision needs is an argument.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod key;
 pub mod limits;
 pub mod state;
@@ -9,6 +11,8 @@ pub mod view;
 
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub mod world;
 
 pub use key::{Key, Namespace, RecordKey};
 pub use state::{

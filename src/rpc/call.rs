@@ -1,11 +1,12 @@
 //! One call and its answer, whichever way it came: what unary handlers and sessions both drive.
 
 use onced_client::v1;
+use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::failure::Failure;
 use crate::clock::Moment;
-use crate::coordinator::Claimed;
+use crate::coordinator::{Busy, Claimed};
 
 /// A call on its way through the layers.
 #[derive(Debug)]
@@ -36,6 +37,13 @@ pub struct Places {
     pub waiting: Option<OwnedSemaphorePermit>,
 }
 
+impl Places {
+    /// The place for being at work, as the coordinator keeps it until the work ends.
+    pub fn into_busy(self) -> Busy {
+        self.busy.map(|permit| Box::new(permit) as _)
+    }
+}
+
 /// An answer on its way back.
 #[derive(Debug)]
 pub struct Answer {
@@ -63,6 +71,15 @@ macro_rules! calls {
                 #[doc = concat!("To a ", stringify!($name), ".")]
                 $name(v1::$response),
             )*
+        }
+
+        impl Response {
+            /// How many bytes it takes up as a message.
+            pub fn encoded_len(&self) -> usize {
+                match self {
+                    $(Response::$name(response) => response.encoded_len(),)*
+                }
+            }
         }
 
         impl Request {

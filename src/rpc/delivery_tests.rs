@@ -13,9 +13,10 @@ use onced_client::v1;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::body::Body;
 
+use super::budget::Budget;
 use super::call::{Answer, Response};
-use super::layers::edge::EdgeBody;
-use super::session::{Answers, Outgoing};
+use super::layers::edge::{EdgeBody, Outbound};
+use super::session::{Answers, Outgoing, Turn};
 use crate::clock::Clock;
 use crate::coordinator::{self, Begun, Claimed, Coordinator, Patience};
 use crate::record::{Begin, Key, Namespace, OnLapse, RecordKey, RequestId, State};
@@ -92,17 +93,22 @@ impl HttpBody for Late {
     }
 }
 
+fn body_with(claim: Claimed) -> EdgeBody {
+    let hold = Budget::default().hold_none();
+    EdgeBody::new(Body::new(Late::default()), Some(Outbound::new(Some(claim), hold)))
+}
+
 #[tokio::test]
 async fn a_unary_answer_that_nobody_reads_gives_its_claim_back() {
     let (scene, claim) = Scene::new().await;
-    drop(EdgeBody::new(Body::new(Late::default()), Some(claim)));
+    drop(body_with(claim));
     assert!(!scene.holds().await);
 }
 
 #[tokio::test]
 async fn a_unary_answer_whose_bytes_were_not_there_yet_gives_its_claim_back() {
     let (scene, claim) = Scene::new().await;
-    let mut body = EdgeBody::new(Body::new(Late::default()), Some(claim));
+    let mut body = body_with(claim);
     assert!(body.frame().now_or_never().is_none());
     drop(body);
     assert!(!scene.holds().await);
@@ -111,7 +117,7 @@ async fn a_unary_answer_whose_bytes_were_not_there_yet_gives_its_claim_back() {
 #[tokio::test]
 async fn a_unary_answer_whose_bytes_may_have_left_keeps_its_claim() {
     let (scene, claim) = Scene::new().await;
-    let mut body = EdgeBody::new(Body::new(Late::default()), Some(claim));
+    let mut body = body_with(claim);
     assert!(body.frame().now_or_never().is_none());
     assert!(body.frame().await.unwrap().unwrap().is_data());
     drop(body);
@@ -120,11 +126,12 @@ async fn a_unary_answer_whose_bytes_may_have_left_keeps_its_claim() {
 
 async fn session_answer(claim: Claimed) -> Answers {
     let (finished, answers) = mpsc::unbounded_channel();
-    let turn = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+    let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+    let turn = Turn { _place: place, hold: Budget::default().hold_none() };
     let response = Response::Begin(v1::BeginResponse::default());
     let answer = Answer { response, claim: Some(claim) };
     assert!(finished.send(Outgoing::Answer(1, Ok(answer), turn)).is_ok());
-    Answers::new(answers)
+    Answers::new(answers, Outbound::default())
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Why a call failed, before anyone thinks of status codes.
 
+use std::time::Duration;
+
 use onced_client::v1::ErrorReason;
 
 use crate::coordinator;
@@ -15,6 +17,8 @@ pub enum Failure {
     Overloaded(Limit),
     /// The deadline of the call passed.
     DeadlineExceeded,
+    /// The request did not arrive whole within this time; nothing was done.
+    Stalled(Duration),
     /// The caller took the call back.
     Cancelled,
     /// There is no such method; the path that was asked for.
@@ -49,6 +53,8 @@ pub enum Limit {
     Waiting(usize),
     /// Open calls of one session.
     Session(usize),
+    /// Bytes of requests that are not answered, and of answers that have not left, of one connection.
+    Bytes(usize),
 }
 
 impl Failure {
@@ -69,13 +75,18 @@ impl Limit {
             Limit::Holders(_) => "max_holder_calls",
             Limit::Waiting(_) => "max_waiting_calls",
             Limit::Session(_) => "max_session_calls",
+            Limit::Bytes(_) => "bytes_per_connection",
         }
     }
 
     /// Its size.
     pub fn size(self) -> usize {
         match self {
-            Limit::Active(size) | Limit::Holders(size) | Limit::Waiting(size) | Limit::Session(size) => size,
+            Limit::Active(size)
+            | Limit::Holders(size)
+            | Limit::Waiting(size)
+            | Limit::Session(size)
+            | Limit::Bytes(size) => size,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The end of the stack: checks a request, asks the coordinator, and puts its word into a message.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -51,13 +50,13 @@ impl Handler {
         match request {
             Request::Begin(request) => self.begin(request, context, places).await,
             Request::Lookup(request) => self.lookup(request, context, places).await,
-            // The others hold their place until they are answered.
-            Request::Complete(request) => self.complete(request).await,
-            Request::Renew(request) => self.renew(request).await,
-            Request::Release(request) => self.release(request).await,
+            Request::Complete(request) => self.complete(request, places).await,
+            Request::Renew(request) => self.renew(request, places).await,
+            Request::Release(request) => self.release(request, places).await,
+            // It changes nothing, and holds its place until it is answered.
             Request::List(request) => self.list(&request).await,
-            Request::Resolve(request) => self.resolve(request).await,
-            Request::Delete(request) => self.delete(&request).await,
+            Request::Resolve(request) => self.resolve(request, places).await,
+            Request::Delete(request) => self.delete(&request, places).await,
         }
     }
 
@@ -98,36 +97,36 @@ impl Handler {
         Ok(v1::LookupResponse { record: Some(record) }.into())
     }
 
-    async fn complete(&self, request: v1::CompleteRequest) -> Result<Answer, Failure> {
+    async fn complete(&self, request: v1::CompleteRequest, places: Places) -> Result<Answer, Failure> {
         let (key, command) = request::complete(request, self.settings.max_outcome_bytes)?;
-        let (view, repeated) = self.apply(key, command).await?;
+        let (view, repeated) = self.apply(key, command, places).await?;
         let completed = response::completed_without_outcome(&view).ok_or(CONTRADICTION)?;
         Ok(v1::CompleteResponse { completed: Some(completed), repeated }.into())
     }
 
-    async fn renew(&self, request: v1::RenewRequest) -> Result<Answer, Failure> {
+    async fn renew(&self, request: v1::RenewRequest, places: Places) -> Result<Answer, Failure> {
         let (key, command) = request::renew(request)?;
-        let (view, _) = self.apply(key, command).await?;
+        let (view, _) = self.apply(key, command, places).await?;
         let armed = view.record().lock_ttl().ok_or(CONTRADICTION)?;
         Ok(v1::RenewResponse { lock_expires_in: Some(response::duration(armed)) }.into())
     }
 
-    async fn release(&self, request: v1::ReleaseRequest) -> Result<Answer, Failure> {
+    async fn release(&self, request: v1::ReleaseRequest, places: Places) -> Result<Answer, Failure> {
         let (key, command) = request::release(request)?;
-        self.apply(key, command).await?;
+        self.apply(key, command, places).await?;
         Ok(v1::ReleaseResponse {}.into())
     }
 
-    async fn resolve(&self, request: v1::ResolveRequest) -> Result<Answer, Failure> {
+    async fn resolve(&self, request: v1::ResolveRequest, places: Places) -> Result<Answer, Failure> {
         let (key, command) = request::resolve(request, self.settings.max_outcome_bytes)?;
-        let (view, _) = self.apply(key.clone(), command).await?;
+        let (view, _) = self.apply(key.clone(), command, places).await?;
         let record = Some(response::summary(key.key.as_str(), &view));
         Ok(v1::ResolveResponse { record }.into())
     }
 
-    async fn delete(&self, request: &v1::DeleteRequest) -> Result<Answer, Failure> {
+    async fn delete(&self, request: &v1::DeleteRequest, places: Places) -> Result<Answer, Failure> {
         let (key, command) = request::delete(request)?;
-        self.coordinator.apply(key, command).await?;
+        self.coordinator.apply(key, command, places.into_busy()).await?;
         Ok(v1::DeleteResponse {}.into())
     }
 
@@ -162,8 +161,8 @@ impl Handler {
     }
 
     /// Applies a command that leaves a record.
-    async fn apply(&self, key: RecordKey, command: Command) -> Result<(View, bool), Failure> {
-        let Applied { view, repeated } = self.coordinator.apply(key, command).await?;
+    async fn apply(&self, key: RecordKey, command: Command, places: Places) -> Result<(View, bool), Failure> {
+        let Applied { view, repeated } = self.coordinator.apply(key, command, places.into_busy()).await?;
         Ok((view.ok_or(CONTRADICTION)?, repeated))
     }
 
@@ -173,14 +172,14 @@ impl Handler {
         &self,
         wait: Duration,
         context: Context,
-        places: Places,
+        mut places: Places,
     ) -> (Patience, Option<OwnedSemaphorePermit>) {
-        let Places { busy, waiting } = places;
+        let waiting = places.waiting.take();
+        let busy = places.into_busy();
         let arrived = context.arrived;
         let wait = if waiting.is_some() { wait.min(self.settings.max_wait) } else { Duration::ZERO };
         let answered_by = context.deadline.map(|deadline| deadline - self.settings.deadline_margin);
         let until = answered_by.map_or(arrived + wait, |by| by.min(arrived + wait));
-        let busy = busy.map(|permit| Box::new(permit) as Box<dyn Any + Send>);
         (Patience { arrived, until, busy }, waiting)
     }
 

@@ -9,11 +9,14 @@
 //! Around all of it, at the level of HTTP, stands `layers::edge`: it notes when a call arrived, sees to it that
 //! no answer goes without a reason, and tells a claim when it is about to leave.
 
+mod budget;
 mod call;
 mod convert;
 #[cfg(test)]
 mod delivery_tests;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handler;
 pub mod health;
 mod layers;
@@ -38,6 +41,8 @@ use layers::edge::EdgeLayer;
 use layers::limit::Limits;
 use layers::trace::StoreFailures;
 use service::Service;
+
+pub use budget::Budget;
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "onced.dev";
@@ -64,6 +69,8 @@ pub struct Settings {
     pub max_waiting_calls: usize,
     /// How many calls of one session may be open at once.
     pub max_session_calls: usize,
+    /// How long a request may take to arrive whole. A session's stream may last for ever.
+    pub max_arrival: Duration,
 }
 
 impl Default for Settings {
@@ -77,6 +84,7 @@ impl Default for Settings {
             max_holder_calls: 4_096,
             max_waiting_calls: 32_768,
             max_session_calls: 1_024,
+            max_arrival: Duration::from_secs(10),
         }
     }
 }
@@ -99,8 +107,8 @@ pub fn routes(coordinator: Coordinator, settings: Settings, drain: CancellationT
         drain: drain.clone(),
         store_failures,
     };
-    let max = settings.max_message_bytes;
+    let (max, max_arrival) = (settings.max_message_bytes, settings.max_arrival);
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))
         .add_service(AdminServiceServer::new(service).max_decoding_message_size(max));
-    reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock }).into()
+    reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock, max_arrival }).into()
 }

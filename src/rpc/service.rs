@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tower::Service as _;
 
 use super::Settings;
-use super::call::{self, Answer, Call, Context, Places};
+use super::call::{self, Call, Context, Places};
 use super::failure::Failure;
 use super::layers::edge::{Arrival, Outbound};
 use super::layers::trace::StoreFailures;
@@ -21,6 +21,10 @@ use crate::clock::Clock;
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminService;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyService;
+
+/// An answer of no more bytes is not followed on its way out: as many streams as a connection may have of those
+/// are no burden.
+const SMALL_BYTES: usize = 4 << 10;
 
 /// Both services.
 #[derive(Clone)]
@@ -40,25 +44,29 @@ impl Service {
         Q: Into<call::Request>,
         A: TryFrom<call::Response, Error = Failure>,
     {
-        let context = self.context(&request);
+        let Arrival { at, deadline, inflow, .. } = arrival(&request)?;
+        let context = Context { arrived: at, deadline };
+        // What the message takes up is held until it is answered, and what the answer takes up until it has left.
+        let mut hold = inflow.take();
         let call = Call { request: request.into_inner().into(), context, places: Places::default() };
-        let Answer { response, claim } =
-            self.stack.clone().call(call).await.map_err(|failure| failure.to_status())?;
-        let message = A::try_from(response).map_err(|failure| failure.to_status())?;
+        let answered = self.stack.clone().call(call).await.and_then(|answer| {
+            hold.resize(answer.response.encoded_len())?;
+            Ok((A::try_from(answer.response)?, answer.claim))
+        });
+        let (message, claim) = answered.map_err(|failure| failure.to_status())?;
         let mut response = Response::new(message);
-        if let Some(claim) = claim {
-            // The claim leaves with the body: see `EdgeBody`.
-            response.extensions_mut().insert(Outbound::new(claim));
+        // Both leave with the body: see `EdgeBody`.
+        if claim.is_some() || hold.bytes() > SMALL_BYTES {
+            response.extensions_mut().insert(Outbound::new(claim, hold));
         }
         Ok(response)
     }
+}
 
-    fn context<Q>(&self, request: &Request<Q>) -> Context {
-        match request.extensions().get::<Arrival>() {
-            Some(arrival) => Context { arrived: arrival.at, deadline: arrival.deadline },
-            None => Context { arrived: self.clock.now(), deadline: None },
-        }
-    }
+/// What the edge noted of a request.
+fn arrival<Q>(request: &Request<Q>) -> Result<Arrival, Status> {
+    let arrival = request.extensions().get::<Arrival>().cloned();
+    arrival.ok_or_else(|| Failure::Internal("a request that did not come over the edge").to_status())
 }
 
 #[async_trait]
@@ -96,31 +104,40 @@ impl IdempotencyService for Service {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let context = self.context(&request);
+        let Arrival { deadline, budget, .. } = arrival(&request)?;
+        let outbound = Outbound::default();
         let watch = Watch {
             clock: self.clock.clone(),
-            deadline: context.deadline,
+            deadline,
             drain: self.drain.clone(),
             store_failures: self.store_failures.clone(),
+            budget,
+            outbound: outbound.clone(),
             _place: self.limits.watch().map_err(|failure| failure.to_status())?,
         };
         let stream = watch.open(&self.coordinator, request.get_ref());
-        stream.map(Response::new).map_err(|failure| failure.to_status())
+        let mut response = stream.map(Response::new).map_err(|failure| failure.to_status())?;
+        response.extensions_mut().insert(outbound);
+        Ok(response)
     }
 
     async fn session(
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let deadline = self.context(&request).deadline;
+        let Arrival { deadline, inflow, .. } = arrival(&request)?;
         let session = Session {
             stack: self.stack.clone(),
             clock: self.clock.clone(),
             deadline,
             drain: self.drain.clone(),
             max_calls: self.settings.max_session_calls,
+            inflow,
         };
-        Ok(Response::new(session.open(request.into_inner())))
+        let outbound = Outbound::default();
+        let mut response = Response::new(session.open(request.into_inner(), outbound.clone()));
+        response.extensions_mut().insert(outbound);
+        Ok(response)
     }
 }
 

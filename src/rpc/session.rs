@@ -3,7 +3,9 @@
 //! One task drives a session. It reads calls, polls all that are open, and hands each finished one to the
 //! outgoing stream. Whether the client reads its answers or not, open calls go on, for a holder's Complete must
 //! not wait for somebody's slow reading; what keeps a client from piling up answers is that each message it
-//! sends takes a turn, free again when the answer has left, and that no message is read without one.
+//! sends takes a turn, free again when the answer has left, and that no message is read without one. A turn also
+//! holds the bytes of the call, and then those of its answer, of the connection's budget: an answer for which there
+//! is no room is refused in its place, and a session that sends more than there is room for is closed.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -13,20 +15,25 @@ use std::task::{Context as TaskContext, Poll};
 use futures_util::future::{AbortHandle, Abortable, BoxFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use onced_client::v1::{self, ErrorReason, session_request, session_response};
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tower::Service as _;
 
+use super::budget::Hold;
 use super::call::{Answer, Call, Context, Places, Request};
 use super::convert::request;
 use super::failure::{Failure, Limit};
 use super::layers::Stack;
-use super::layers::edge::undecodable;
+use super::layers::edge::{Outbound, undecodable};
+use super::layers::inbound::Inflow;
 use crate::clock::{Clock, Moment};
 
 /// The turns beyond those of open calls: for messages that are answered at once, with an error.
 const SPARE_TURNS: usize = 16;
+/// What an open call or an answer takes up, beside its own bytes. There is room in it for any error.
+const TURN_BYTES: usize = 1 << 10;
 
 /// What a session needs.
 pub struct Session {
@@ -37,12 +44,21 @@ pub struct Session {
     pub drain: CancellationToken,
     /// How many calls may be open at once.
     pub max_calls: usize,
+    /// What arrives of it.
+    pub inflow: Inflow,
+}
+
+/// The turn of a message, until it is answered and the answer has left.
+pub struct Turn {
+    pub _place: OwnedSemaphorePermit,
+    pub hold: Hold,
 }
 
 /// The outgoing stream of a session. Dropped, it ends the session, and with it every open call; a claim that
 /// has not left is given back by its own drop.
 pub struct Answers {
     finished: mpsc::UnboundedReceiver<Outgoing>,
+    outbound: Outbound,
     ended: bool,
 }
 
@@ -50,24 +66,24 @@ pub struct Answers {
 #[allow(clippy::large_enum_variant)] // All but the last one are answers.
 pub enum Outgoing {
     /// A call is answered; the turn is kept until the answer leaves.
-    Answer(u64, Result<Answer, Failure>, #[allow(dead_code)] OwnedSemaphorePermit),
+    Answer(u64, Result<Answer, Failure>, Turn),
     /// Everything is answered, and the session closes: for this cause, if not at the client's wish.
     End(Option<Failure>),
 }
 
 /// An open call; `None` once it is cancelled.
-type OpenCall = BoxFuture<'static, (u64, Option<Result<Answer, Failure>>, OwnedSemaphorePermit)>;
+type OpenCall = BoxFuture<'static, (u64, Option<Result<Answer, Failure>>, Turn)>;
 
 impl Session {
     /// Starts a session on the stream of its calls.
-    pub fn open(self, incoming: Streaming<v1::SessionRequest>) -> Answers {
+    pub fn open(self, incoming: Streaming<v1::SessionRequest>, outbound: Outbound) -> Answers {
         // Unbounded, as the turns bound it.
         let (finished, answers) = mpsc::unbounded_channel();
         let turns =
             Arc::new(Semaphore::new(self.max_calls.saturating_add(SPARE_TURNS).min(Semaphore::MAX_PERMITS)));
-        let driver = Driver { session: self, incoming, finished, turns, turn: None, open: HashMap::new() };
+        let driver = Driver { session: self, incoming, finished, turns, place: None, open: HashMap::new() };
         tokio::spawn(driver.run());
-        Answers::new(answers)
+        Answers::new(answers, outbound)
     }
 }
 
@@ -76,8 +92,8 @@ struct Driver {
     incoming: Streaming<v1::SessionRequest>,
     finished: mpsc::UnboundedSender<Outgoing>,
     turns: Arc<Semaphore>,
-    /// The turn of the next message to read.
-    turn: Option<OwnedSemaphorePermit>,
+    /// The place of the next message to read.
+    place: Option<OwnedSemaphorePermit>,
     /// The calls that are not answered, each with what cancels it.
     open: HashMap<u64, AbortHandle>,
 }
@@ -109,7 +125,7 @@ impl Driver {
                 read = self.read(), if closing.is_none() => match read {
                     Ok(Some((message, turn))) => self.take(message, turn, &calls),
                     Ok(None) => closing = Some(None),
-                    Err(status) => closing = Some(Some(undecodable(&status))),
+                    Err(failure) => closing = Some(Some(failure)),
                 },
             }
         }
@@ -118,22 +134,22 @@ impl Driver {
     }
 
     /// Reads the next message, when there is a turn for it. May be dropped and called again.
-    async fn read(&mut self) -> Result<Option<(v1::SessionRequest, OwnedSemaphorePermit)>, Status> {
-        if self.turn.is_none() {
+    async fn read(&mut self) -> Result<Option<(v1::SessionRequest, Turn)>, Failure> {
+        if self.place.is_none() {
             // The semaphore is never closed.
-            self.turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+            self.place = Arc::clone(&self.turns).acquire_owned().await.ok();
         }
-        let message = self.incoming.message().await?;
-        Ok(message.and_then(|message| Some((message, self.turn.take()?))))
+        let message = self.incoming.message().await;
+        let inflow = &self.session.inflow;
+        let message = message.map_err(|status| inflow.refused().unwrap_or_else(|| undecodable(&status)))?;
+        let (Some(message), Some(place)) = (message, self.place.take()) else { return Ok(None) };
+        let mut hold = inflow.take();
+        hold.resize(TURN_BYTES + message.encoded_len())?;
+        Ok(Some((message, Turn { _place: place, hold })))
     }
 
     /// Opens a call, cancels one, or answers at once that neither can be.
-    fn take(
-        &mut self,
-        message: v1::SessionRequest,
-        turn: OwnedSemaphorePermit,
-        calls: &FuturesUnordered<OpenCall>,
-    ) {
+    fn take(&mut self, message: v1::SessionRequest, turn: Turn, calls: &FuturesUnordered<OpenCall>) {
         use session_request::Call as Sent;
         let v1::SessionRequest { id, timeout, call } = message;
         let request: Request = match call {
@@ -180,14 +196,16 @@ impl Driver {
         Ok(Context { arrived, deadline: earliest })
     }
 
-    fn start(&mut self, id: u64, call: Call, turn: OwnedSemaphorePermit) -> OpenCall {
+    fn start(&mut self, id: u64, call: Call, turn: Turn) -> OpenCall {
         let (cancel, cancelled) = AbortHandle::new_pair();
         self.open.insert(id, cancel);
         let answering = Abortable::new(self.session.stack.call(call), cancelled);
         Box::pin(async move { (id, answering.await.ok(), turn) })
     }
 
-    fn answer(&self, id: u64, result: Result<Answer, Failure>, turn: OwnedSemaphorePermit) {
+    fn answer(&self, id: u64, result: Result<Answer, Failure>, mut turn: Turn) {
+        let bytes = result.as_ref().map_or(0, |answer| answer.response.encoded_len());
+        let result = turn.hold.resize(TURN_BYTES + bytes).and(result);
         // The client may be gone: the answer is dropped, and a claim in it given back.
         let _ = self.finished.send(Outgoing::Answer(id, result, turn));
     }
@@ -195,8 +213,8 @@ impl Driver {
 
 impl Answers {
     /// A stream of what is finished.
-    pub fn new(finished: mpsc::UnboundedReceiver<Outgoing>) -> Self {
-        Self { finished, ended: false }
+    pub fn new(finished: mpsc::UnboundedReceiver<Outgoing>, outbound: Outbound) -> Self {
+        Self { finished, outbound, ended: false }
     }
 }
 
@@ -209,7 +227,10 @@ impl futures_util::Stream for Answers {
         }
         let Poll::Ready(outgoing) = self.finished.poll_recv(context) else { return Poll::Pending };
         let failure = match outgoing {
-            Some(Outgoing::Answer(id, result, _turn)) => return Poll::Ready(Some(Ok(message(id, result)))),
+            Some(Outgoing::Answer(id, result, turn)) => {
+                self.outbound.add(turn.hold);
+                return Poll::Ready(Some(Ok(message(id, result))));
+            }
             Some(Outgoing::End(None)) => None,
             Some(Outgoing::End(Some(failure))) => Some(failure),
             None => Some(Failure::Internal("the session broke off")),

@@ -50,7 +50,7 @@ impl Failure {
             },
             Failure::Coordinator(Error::Draining) => ErrorReason::Draining,
             Failure::Overloaded(_) => ErrorReason::Overloaded,
-            Failure::DeadlineExceeded => ErrorReason::DeadlineExceeded,
+            Failure::DeadlineExceeded | Failure::Stalled(_) => ErrorReason::DeadlineExceeded,
             Failure::Cancelled => ErrorReason::Cancelled,
             Failure::UnknownMethod(_) | Failure::UnknownEncoding(_) => ErrorReason::Unimplemented,
             Failure::Coordinator(Error::Fault) | Failure::Internal(_) => ErrorReason::Internal,
@@ -113,6 +113,9 @@ impl Failure {
                  for may still happen: repeat it with the same arguments"
                     .to_owned()
             }
+            Failure::Stalled(time) => {
+                format!("the request did not arrive whole within {time:?}; nothing was done: repeat it")
+            }
             Failure::Cancelled => {
                 "the caller cancelled the call; what it asked for may still happen".to_owned()
             }
@@ -158,6 +161,7 @@ impl Failure {
             Failure::UnknownMethod(path) => vec![("method", path.clone())],
             Failure::Coordinator(Error::Draining | Error::Fault)
             | Failure::DeadlineExceeded
+            | Failure::Stalled(_)
             | Failure::Cancelled
             | Failure::UnknownEncoding(_)
             | Failure::Internal(_) => Vec::new(),

@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use futures_util::stream;
 use onced_client::v1;
+use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::budget::Budget;
 use super::convert::{request, response};
 use super::failure::Failure;
+use super::layers::edge::Outbound;
 use super::layers::trace::{StoreFailures, Subject};
 use crate::clock::{Clock, Moment};
 use crate::coordinator::{Coordinator, Views};
+use crate::record::View;
 
 /// The answers of a watch.
 pub type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
@@ -25,6 +29,8 @@ pub struct Watch {
     pub deadline: Option<Moment>,
     pub drain: CancellationToken,
     pub store_failures: StoreFailures,
+    pub budget: Budget,
+    pub outbound: Outbound,
     /// Its place under the limit of waiting calls.
     pub _place: OwnedSemaphorePermit,
 }
@@ -69,10 +75,19 @@ impl Watch {
             () = end => return Some(Err(Failure::DeadlineExceeded)),
         };
         Some(match view {
-            Ok(view) => response::watch(&view, Duration::ZERO)
-                .map(|record| v1::WatchResponse { record: Some(record) })
-                .ok_or(Failure::Internal("the record contradicts itself")),
+            Ok(view) => self.tell(&view),
             Err(error) => Err(error.into()),
         })
+    }
+
+    /// A state, which leaves now.
+    fn tell(&self, view: &View) -> Result<v1::WatchResponse, Failure> {
+        let record = response::watch(view, Duration::ZERO);
+        let record = record.ok_or(Failure::Internal("the record contradicts itself"))?;
+        let state = v1::WatchResponse { record: Some(record) };
+        let mut hold = self.budget.hold_none();
+        hold.resize(state.encoded_len())?;
+        self.outbound.add(hold);
+        Ok(state)
     }
 }

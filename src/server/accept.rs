@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -16,6 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
+use tower::util::MapRequest;
+
+use crate::rpc::Budget;
 
 /// What every HTTP/2 connection starts with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -37,6 +41,9 @@ pub struct Limits {
     pub connections: usize,
     /// How many calls, waiting ones included, a connection may have open.
     pub streams_per_connection: u32,
+    /// How many bytes the calls of a connection may make the server keep: of requests until they are answered, of
+    /// answers until they have left. Calls over it are refused.
+    pub bytes_per_connection: usize,
     /// How long a new connection may take to say that it speaks HTTP/2.
     pub handshake: Duration,
     /// How often a connection is asked whether its client is still there.
@@ -52,6 +59,7 @@ impl Default for Limits {
         Self {
             connections: 8_192,
             streams_per_connection: 2_048,
+            bytes_per_connection: 64 << 20,
             handshake: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
@@ -168,7 +176,12 @@ impl Connections {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<S> {
-        let (http, service) = (self.http.clone(), TowerToHyperService::new(self.routes.clone()));
+        let budget = Budget::new(self.limits.bytes_per_connection);
+        let routes = MapRequest::new(self.routes.clone(), move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(budget.clone());
+            request
+        });
+        let (http, service) = (self.http.clone(), TowerToHyperService::new(routes));
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
         let handshake = self.limits.handshake;
         async move {

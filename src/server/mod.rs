@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -134,6 +135,7 @@ pub async fn run(
 /// # Errors
 /// If it cannot start, if the store failed, or if the shutdown was interrupted.
 pub async fn serve(config: Config) -> Result<(), Error> {
+    raise_file_limit();
     let (mut terminate, mut interrupt) =
         (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
     let listen = config.listen;
@@ -163,6 +165,15 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         () = signalled(&mut terminate, &mut interrupt) => return Err(Error::Interrupted),
     }
     failure.map_or(Ok(()), |reason| Err(Error::StoreFailed(reason)))
+}
+
+/// Each connection is a file, and what a shell allows by default is far below what the server does. The system's
+/// own limit stands.
+fn raise_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 fn listen_for(kind: SignalKind) -> Result<Signal, Error> {

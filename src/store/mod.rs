@@ -14,6 +14,8 @@
 pub mod embedded;
 mod encoding;
 pub mod etcd;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hub;
 #[cfg(test)]
 mod schedules;

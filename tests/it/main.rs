@@ -17,6 +17,7 @@ mod exec_across_hosts;
 )]
 mod fake_etcd;
 mod histories;
+mod hostile;
 mod reference;
 mod server;
 mod store;

@@ -1,6 +1,8 @@
 //! The state machine's table, row by row. The claim under test is attempt 1 of caller 1, token 7, unless
 //! a row says otherwise.
 
+use std::sync::Arc;
+
 use super::*;
 
 const TOKEN: u64 = 7;

@@ -1,12 +1,12 @@
 //! The outermost layer, at the level of HTTP, around tonic's own code: it notes when a call arrived and until
 //! when it has time, gives a reason to the answers that tonic makes by itself, turns panics into answers, and
-//! tells a claim that it leaves.
+//! tells a claim that it leaves. What comes in and goes out counts against the budget of its connection.
 
 use std::any::Any;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,9 +20,11 @@ use onced_client::v1::ErrorReason;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::inbound::{Inbound, Inflow};
 use super::panic::{PANICKED, text};
 use crate::clock::{Clock, Moment};
 use crate::coordinator::Claimed;
+use crate::rpc::budget::{Budget, Hold};
 use crate::rpc::failure::Failure;
 
 /// The header by which gRPC sends the time that a caller has.
@@ -30,28 +32,66 @@ const TIMEOUT_HEADER: &str = "grpc-timeout";
 /// The services whose every error has a reason. The standard ones (health, reflection) have their own ways.
 const OUR_SERVICES: &str = "/onced.v1.";
 
+/// The method whose requests are a stream that may last, and the service of another such.
+const STREAMED: [&str; 2] = ["/onced.v1.IdempotencyService/Session", "/grpc.reflection."];
+
 /// When an HTTP request arrived, and until when its caller waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Arrival {
     /// When it arrived.
     pub at: Moment,
     /// By when its caller wants the answer.
     pub deadline: Option<Moment>,
+    /// What its connection may make the server keep.
+    pub budget: Budget,
+    /// What has arrived of it.
+    pub inflow: Inflow,
 }
 
-/// A claim on its way out: it travels in the extensions of a response, which must be `Clone`. Dropped with the
-/// response, it is given back.
-#[derive(Clone)]
-pub struct Outbound(Arc<Mutex<Option<Claimed>>>);
+/// What leaves with the next bytes of a response. It travels in the response's extensions, which must be `Clone`.
+#[derive(Clone, Default)]
+pub struct Outbound(Arc<Mutex<Leaving>>);
+
+#[derive(Default)]
+struct Leaving {
+    /// Dropped with the response, it is given back.
+    claim: Option<Claimed>,
+    /// The bytes themselves, as held of the connection's budget.
+    hold: Option<Hold>,
+}
 
 impl Outbound {
-    /// A claim that leaves with a response.
-    pub fn new(claim: Claimed) -> Self {
-        Self(Arc::new(Mutex::new(Some(claim))))
+    /// What leaves with a response that is one message.
+    pub fn new(claim: Option<Claimed>, hold: Hold) -> Self {
+        Self(Arc::new(Mutex::new(Leaving { claim, hold: Some(hold) })))
     }
 
-    fn take(&self) -> Option<Claimed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Adds what leaves with the next bytes.
+    pub fn add(&self, more: Hold) {
+        match &mut self.lock().hold {
+            Some(hold) => hold.join(more),
+            none => *none = Some(more),
+        }
+    }
+
+    fn take(&self) -> Leaving {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leaving> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes on their way out, and what they hold of the budget until HTTP/2 has sent and dropped them.
+struct Held {
+    bytes: Bytes,
+    _hold: Hold,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -59,13 +99,15 @@ impl Outbound {
 #[derive(Clone)]
 pub struct EdgeLayer {
     pub clock: Clock,
+    /// How long a request may take to arrive whole.
+    pub max_arrival: Duration,
 }
 
 impl<S> tower::Layer<S> for EdgeLayer {
     type Service = Edge<S>;
 
     fn layer(&self, inner: S) -> Edge<S> {
-        Edge { inner, clock: self.clock.clone() }
+        Edge { inner, clock: self.clock.clone(), max_arrival: self.max_arrival }
     }
 }
 
@@ -74,12 +116,14 @@ impl<S> tower::Layer<S> for EdgeLayer {
 pub struct Edge<S> {
     inner: S,
     clock: Clock,
+    max_arrival: Duration,
 }
 
 impl<S, Q, A> tower::Service<http::Request<Q>> for Edge<S>
 where
-    S: tower::Service<http::Request<Q>, Response = http::Response<A>, Error = Infallible>,
+    S: tower::Service<http::Request<Inbound<Q>>, Response = http::Response<A>, Error = Infallible>,
     S::Future: Send + 'static,
+    Q: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     A: HttpBody<Data = Bytes> + Send + 'static,
     A::Error: Into<tonic::codegen::StdError>,
 {
@@ -101,8 +145,12 @@ where
             Err(failure) => return Box::pin(async move { Ok(refusal(&failure)) }),
         };
         let deadline = timeout.map(|timeout| at + timeout);
-        request.extensions_mut().insert(Arrival { at, deadline });
         let uri = request.uri().clone();
+        let budget = request.extensions_mut().remove::<Budget>().unwrap_or_default();
+        let inflow = Inflow::new(&budget);
+        let is_stream = STREAMED.iter().any(|path| uri.path().starts_with(path));
+        request.extensions_mut().insert(Arrival { at, deadline, budget, inflow: inflow.clone() });
+        let request = request.map(|body| Inbound::new(body, inflow, self.max_arrival, is_stream));
         let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         let caught = async move {
             match answering {
@@ -183,8 +231,8 @@ fn finish(mut response: http::Response<Body>, uri: &Uri) -> http::Response<EdgeB
     if let Some(failure) = Status::from_header_map(response.headers()).and_then(|status| bare(&status, uri)) {
         return refusal(&failure);
     }
-    let claim = response.extensions_mut().remove::<Outbound>().and_then(|outbound| outbound.take());
-    response.map(|body| EdgeBody::new(body, claim))
+    let outbound = response.extensions_mut().remove::<Outbound>();
+    response.map(|body| EdgeBody::new(body, outbound))
 }
 
 /// The failure behind a status that tonic made by itself, without a reason; `None` for any other.
@@ -238,18 +286,31 @@ fn log(panic: &(dyn Any + Send)) {
 /// The body of an answer.
 pub struct EdgeBody {
     body: Body,
-    /// The claim that the body carries. It counts as delivered when the first bytes are handed to HTTP/2, which
-    /// from then on may send them: not earlier, so that the claim of a caller who hung up meanwhile is given
-    /// back (its body is dropped unread), and not later, when the caller may already be at work. The headers
-    /// that leave before say nothing of the claim.
-    claim: Option<Claimed>,
+    /// The claim in it counts as delivered when the first bytes are handed to HTTP/2, which from then on may send
+    /// them: not earlier, so that the claim of a caller who hung up meanwhile is given back (its body is dropped
+    /// unread), and not later, when the caller may already be at work. The headers that leave before say nothing
+    /// of the claim.
+    outbound: Option<Outbound>,
     ended: bool,
 }
 
 impl EdgeBody {
-    /// A body, and the claim that it carries.
-    pub fn new(body: Body, claim: Option<Claimed>) -> Self {
-        Self { body, claim, ended: false }
+    /// A body, and what leaves with it.
+    pub fn new(body: Body, outbound: Option<Outbound>) -> Self {
+        Self { body, outbound, ended: false }
+    }
+
+    /// Bytes that leave now.
+    fn leave(&self, bytes: Bytes) -> Bytes {
+        let Some(outbound) = &self.outbound else { return bytes };
+        let Leaving { claim, hold } = outbound.take();
+        if let Some(mut claim) = claim {
+            claim.delivered();
+        }
+        match hold {
+            Some(hold) => Bytes::from_owner(Held { bytes, _hold: hold }),
+            None => bytes,
+        }
     }
 }
 
@@ -267,12 +328,7 @@ impl HttpBody for EdgeBody {
         let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.body).poll_frame(context)));
         match polled {
             Ok(Poll::Ready(Some(Ok(frame)))) => {
-                if frame.is_data()
-                    && let Some(mut claim) = self.claim.take()
-                {
-                    claim.delivered();
-                }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(frame.map_data(|bytes| self.leave(bytes)))))
             }
             Ok(other) => other,
             Err(panic) => {
@@ -349,13 +405,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_of_a_service_is_answered_with_internal() {
-        let service = tower::service_fn(|_: http::Request<Body>| async {
+        let service = tower::service_fn(|_: http::Request<Inbound<Body>>| async {
             if true {
                 panic!("in the service");
             }
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         });
-        let mut edge = tower::Layer::layer(&EdgeLayer { clock: Clock::system() }, service);
+        let layer = EdgeLayer { clock: Clock::system(), max_arrival: Duration::from_secs(10) };
+        let mut edge = tower::Layer::layer(&layer, service);
         let call = http::Request::post("/").header(http::header::CONTENT_TYPE, "application/grpc");
         let call = call.body(Body::empty()).unwrap();
         let response = tower::Service::call(&mut edge, call).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod deadline;
 pub mod edge;
+pub mod inbound;
 pub mod limit;
 mod panic;
 #[cfg(test)]

@@ -9,6 +9,9 @@
 //! Numbers are big-endian. A namespace holds no zero byte, so no two names collide, and the rows of a
 //! namespace lie together in order of key.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 use std::ops::Bound;
 
 use redb::TableDefinition;

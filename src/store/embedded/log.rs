@@ -17,6 +17,9 @@
 //! answered. What an earlier generation left behind it has another salt, and so has what a caller may have made
 //! up to look like a frame.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 use std::io;
 use std::path::Path;
 

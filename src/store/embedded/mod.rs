@@ -22,6 +22,13 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+/// What fuzzing enters here.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing {
+    pub use super::layout::fuzzing::row;
+    pub use super::log::fuzzing::{log, logs};
+}
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};

@@ -5,6 +5,9 @@
 //! follows is the key, byte for byte. No two prefixes share one either: no segment of a prefix is `r` or
 //! `l`, so what lies below a prefix never looks like the records or sentinels of a shorter one.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 use crate::record::{Key, Namespace, RecordKey};
 
 /// The prefix of a store that names none.

@@ -56,6 +56,9 @@ use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::{Clock, Moment};
 use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 
+#[cfg(any(test, fuzzing))]
+pub use keyspace::fuzzing;
+
 pub use dial::{EtcdLogin, EtcdTls, Network};
 pub use keyspace::{PREFIX_DEFAULT, PREFIX_MAX_BYTES};
 pub use open::OpenError;

@@ -9,7 +9,7 @@ use tonic::body::Body;
 
 use super::raw::{framed, post, send};
 use super::*;
-use crate::support::caller::rpc_status;
+use crate::support::caller::{raw_session, rpc_status};
 
 const BEGIN: &str = "/onced.v1.IdempotencyService/Begin";
 
@@ -59,6 +59,38 @@ async fn a_request_that_never_ends_is_answered_at_its_deadline_and_does_nothing(
     assert_refused(on.caller.lookup(lookup("a")).await, Code::NotFound, "RECORD_NOT_FOUND");
 }
 
+/// Without a deadline of its own, too: it would be kept as long as its connection lives, and hold up a drain.
+#[tokio::test]
+async fn a_request_that_never_ends_is_refused_in_time_and_holds_up_no_drain() {
+    let settings = rpc::Settings { max_arrival: Duration::from_millis(50), ..rpc::Settings::default() };
+    let on = Fixture::with(Way::Unary, settings).await;
+    let whole = framed(&begin("a").encode_to_vec());
+    let unended = |sent: &[u8]| {
+        let frames = stream::iter([Ok::<_, tonic::Status>(Frame::data(Bytes::copy_from_slice(sent)))]);
+        Body::new(StreamBody::new(frames.chain(stream::pending())))
+    };
+    for sent in [&whole[..], &whole[..9], &[]] {
+        let status = in_time(send(&on, BEGIN, unended(sent), &[])).await;
+        refused(&status, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+        assert!(status.message().contains("50ms"), "{}", status.message());
+    }
+    assert_refused(on.caller.lookup(lookup("a")).await, Code::NotFound, "RECORD_NOT_FOUND");
+    // A session may be silent for as long as it likes.
+    let (calls, mut answers) = raw_session(&on.server).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let call = Some(onced_client::v1::session_request::Call::Begin(begin("b")));
+    calls.send(onced_client::v1::SessionRequest { id: 1, timeout: None, call }).unwrap();
+    assert!(in_time(answers.message()).await.unwrap().is_some());
+    drop(calls);
+    // The drain's own limit is far longer than a test may take.
+    in_time(futures_util::future::join(send(&on, BEGIN, unended(&[]), &[]), async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        on.server.begin_stop();
+    }))
+    .await;
+    on.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_full_server_pushes_back_and_still_serves_holders() {
     let settings = rpc::Settings { max_active_calls: 1, ..rpc::Settings::default() };
@@ -82,6 +114,40 @@ async fn a_full_server_pushes_back_and_still_serves_holders() {
     on.store.hold_writes(false);
     completing.await.unwrap().expect("the holder is served");
     stuck.await.unwrap().expect("and so is who came first");
+}
+
+/// A caller that resets what it sends must not have more at work than one that waits for its answers.
+#[tokio::test]
+async fn a_call_whose_caller_left_keeps_its_place_until_its_work_ends() {
+    let settings = rpc::Settings { max_active_calls: 1, max_holder_calls: 1, ..rpc::Settings::default() };
+    let on = Fixture::with(Way::Unary, settings).await;
+    let claim = on.claim("held").await;
+    on.store.hold_writes(true);
+    let before = on.store.trips();
+    let (mut one, mut other) = (on.client.clone(), on.client.clone());
+    let began = tokio::spawn(async move { one.begin(begin("left")).await });
+    let completing = complete("held", claim.fencing_token, b"done");
+    let completed = tokio::spawn(async move { other.complete(completing).await });
+    on.store.reached(before + 2).await;
+    began.abort();
+    completed.abort();
+    // Time for the server to notice that both have left.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let renew = || on.caller.renew(renew("other", 1));
+    assert_refused(on.caller.begin(begin("other")).await, Code::Unavailable, "OVERLOADED");
+    assert_refused(renew().await, Code::Unavailable, "OVERLOADED");
+
+    on.store.hold_writes(false);
+    let served = async {
+        // Until the writes have ended.
+        while on.caller.begin(begin("other")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        while info(&renew().await.unwrap_err()).reason == "OVERLOADED" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    in_time(served).await;
 }
 
 #[tokio::test]

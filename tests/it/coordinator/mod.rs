@@ -88,16 +88,16 @@ impl Server {
 
     async fn complete(&self, token: FencingToken, response: &'static [u8]) -> Result<Applied, Error> {
         let outcome = outcome(response);
-        self.coordinator.apply(key(), Command::Complete { token, outcome, retention: None }).await
+        self.coordinator.apply(key(), Command::Complete { token, outcome, retention: None }, None).await
     }
 
     async fn renew(&self, token: FencingToken) -> Result<Applied, Error> {
-        self.coordinator.apply(key(), Command::Renew { token, checkpoint: None }).await
+        self.coordinator.apply(key(), Command::Renew { token, checkpoint: None }, None).await
     }
 
     async fn release(&self, token: FencingToken) -> Result<Applied, Error> {
         let (disposition, reason) = (Disposition::Retry, String::new());
-        self.coordinator.apply(key(), Command::Release { token, disposition, reason }).await
+        self.coordinator.apply(key(), Command::Release { token, disposition, reason }, None).await
     }
 }
 

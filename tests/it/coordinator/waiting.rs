@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use onced::coordinator::{Begun, Error, Settings};
 use onced::record::{Begin, OnLapse, Refusal, View};
 use onced::store::StoreError;
@@ -265,4 +266,20 @@ async fn drain_answers_waiters_and_waits_for_writes_under_way() {
     gate.open();
     drained.await.expect("drained");
     completing.await.expect("no panic").expect("completed");
+}
+
+#[tokio::test]
+async fn an_answer_that_its_caller_has_not_taken_is_work() {
+    let world = World::new();
+    let at_work = Arc::new(());
+    let mut patience = world.one.patience(Duration::ZERO);
+    patience.busy = Some(Box::new(Arc::clone(&at_work)));
+    let mut slow = std::pin::pin!(world.one.coordinator.begin(key(), nth(1), patience));
+    assert!(slow.as_mut().now_or_never().is_none(), "it has entered the room, and waits");
+    // Who came later is answered later.
+    let second = world.one.begin(nth(2), Duration::ZERO).await;
+    assert!(matches!(second, Ok(Begun::Standing(View::InProgress { .. }))), "{second:?}");
+    assert_eq!(Arc::strong_count(&at_work), 2, "nobody may have the place of an answer that is kept");
+    slow.await.expect("a claim");
+    assert_eq!(Arc::strong_count(&at_work), 1);
 }

@@ -2,8 +2,11 @@
 
 use onced::generated::health_v1::HealthCheckRequest;
 use onced::generated::health_v1::health_client::HealthClient;
+use onced_client::v1;
+use onced_client::v1::begin_response::Result as Begun;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic_types::StatusExt as _;
 
 use super::*;
 
@@ -76,5 +79,45 @@ async fn who_speaks_http_1_is_told_what_this_is() {
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let answer = read_to_close(stream).await;
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("gRPC"), "{answer}");
+    server.stop().await;
+}
+
+/// What is refused for want of room is told so, and costs neither its connection nor another one.
+#[tokio::test]
+async fn calls_over_the_bytes_of_their_connection_are_refused_and_the_next_ones_served() {
+    let limits = Limits { bytes_per_connection: 100_000, ..Limits::default() };
+    let server = start(limits, HANGS).await;
+    let mut api = server.client().await;
+    let begin = |request: u128| v1::BeginRequest {
+        namespace: "test".to_owned(),
+        key: "key".to_owned(),
+        request_id: uuid::Uuid::from_u128(request).to_string(),
+        ..v1::BeginRequest::default()
+    };
+    let Some(Begun::Claim(claim)) = api.begin(begin(1)).await.unwrap().into_inner().result else {
+        panic!("no claim")
+    };
+    let complete = |bytes: usize| v1::CompleteRequest {
+        namespace: "test".to_owned(),
+        key: "key".to_owned(),
+        fencing_token: claim.fencing_token,
+        outcome: Some(v1::Outcome {
+            result: Some(v1::outcome::Result::Response(vec![0; bytes].into())),
+            ..v1::Outcome::default()
+        }),
+        retention: None,
+    };
+    for _ in 0..3 {
+        let refused = api.complete(complete(100_000)).await.unwrap_err();
+        let info = refused.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), &*info.metadata["limit"]), ("OVERLOADED", "bytes_per_connection"));
+        assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
+    }
+    api.complete(complete(99_000)).await.expect("there is room for this one");
+    // An answer has room of its own, since its request is done with by then.
+    let lookup = v1::LookupRequest { namespace: "test".to_owned(), key: "key".to_owned(), wait: None };
+    for _ in 0..3 {
+        api.lookup(lookup.clone()).await.expect("what was held is free again");
+    }
     server.stop().await;
 }

@@ -3,6 +3,7 @@
 mod connections;
 mod health;
 mod log;
+mod overload;
 mod shutdown;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod cluster;
 pub mod etcd;
 pub mod faulty;
+pub mod frames;
 pub mod log;
 pub mod numbers;
 pub mod onced;

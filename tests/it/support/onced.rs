@@ -40,6 +40,18 @@ impl ServerProcess {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("this system has one");
         let mut command = onced();
         command.env("RUST_LOG", "trace").stderr(full);
+        Self::start_as(command, store)
+    }
+
+    /// Starts a server that is told by the system to have so many files open at most, unless it asks for more.
+    pub fn start_with_files(store: &str, files: u32) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -S -n {files} && exec \"$0\" \"$@\"");
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_onced")]);
+        Self::start_as(command, store)
+    }
+
+    fn start_as(command: Command, store: &str) -> Self {
         let (child, address) = try_launch(command, store, "127.0.0.1:0").expect("it starts");
         Self { child, address, store: store.to_owned() }
     }
@@ -47,6 +59,15 @@ impl ServerProcess {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The most memory that it had at any time, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.0.id());
+        let status = std::fs::read_to_string(path).expect("a process that runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+        let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+        kilobytes << 10
     }
 
     /// Ends it as kill -9 does, and starts it anew at the same address.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 pub struct Controlled {
     inner: Arc<dyn RecordStore>,
     held: watch::Sender<bool>,
+    claims_held: watch::Sender<bool>,
     away: AtomicBool,
     trips: AtomicUsize,
 }
@@ -21,8 +22,8 @@ pub struct Controlled {
 impl Controlled {
     /// A store that does as `inner` until told otherwise.
     pub fn new(inner: Arc<dyn RecordStore>) -> Arc<Self> {
-        let held = watch::Sender::new(false);
-        Arc::new(Self { inner, held, away: AtomicBool::new(false), trips: AtomicUsize::new(0) })
+        let (held, claims_held) = (watch::Sender::new(false), watch::Sender::new(false));
+        Arc::new(Self { inner, held, claims_held, away: AtomicBool::new(false), trips: AtomicUsize::new(0) })
     }
 
     /// A store in memory.
@@ -33,6 +34,11 @@ impl Controlled {
     /// Holds writes up from now on, or lets them go on.
     pub fn hold_writes(&self, held: bool) {
         self.held.send_replace(held);
+    }
+
+    /// Holds up writes that make a claim from now on, or lets them go on.
+    pub fn hold_claims(&self, held: bool) {
+        self.claims_held.send_replace(held);
     }
 
     /// Makes every trip fail from now on, or not.
@@ -81,9 +87,11 @@ impl RecordStore for Controlled {
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
         self.trip(&key.namespace)?;
-        let mut held = self.held.subscribe();
-        // Its sender lives as long as this store.
-        let _ = held.wait_for(|held| !held).await;
+        // Their senders live as long as this store.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
+        if next.is_some_and(Record::makes_claim) {
+            let _ = self.claims_held.subscribe().wait_for(|held| !held).await;
+        }
         self.inner.swap(key, expected, next).await
     }
 

@@ -45,7 +45,7 @@ async fn gets_the_outcome_without_events(poll: Duration, wait: Duration) {
     let result = OutcomeResult::Response("done".into());
     let outcome = Arc::new(Outcome { result, content_type: String::new(), metadata: Default::default() });
     let token = claimed.record.fencing_token;
-    other.apply(key("k"), Command::Complete { token, outcome, retention: None }).await.unwrap();
+    other.apply(key("k"), Command::Complete { token, outcome, retention: None }, None).await.unwrap();
     match tokio::time::timeout(PATIENCE, waiting).await.expect("an answer").unwrap() {
         Ok(Begun::Standing(View::Completed { record, .. })) => {
             assert!(matches!(&record.state, State::Completed { outcome, .. } if

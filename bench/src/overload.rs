@@ -1,0 +1,332 @@
+//! More calls than a server can serve, in an open loop: they come when they come, whatever became of those before.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use onced::clock::{Clock, Moment};
+use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
+use onced_client::v1::{BeginRequest, BeginResponse, CompleteRequest, Outcome, begin_response, outcome};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
+
+use crate::etcd::Etcd;
+use crate::load::{Keys, Plan, measure};
+use crate::options::{Options, seconds};
+use crate::progress::Progress;
+use crate::server::{Place, Server};
+use crate::stats::{Latencies, figure};
+use crate::ways::{Kind, begin_request};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// How many times what the server can do
+    #[arg(long, default_value_t = 3.0)]
+    times: f64,
+
+    /// Seconds of each load
+    #[arg(long, value_parser = seconds, default_value = "10")]
+    time: Duration,
+
+    /// Connections, each of which carries some two thousand calls at once
+    #[arg(long, default_value = "8")]
+    connections: NonZeroUsize,
+
+    /// Keep records in etcd
+    #[arg(long)]
+    on_etcd: bool,
+
+    /// Pairs per second that the server can do [default: as a closed loop of 256 callers measures]
+    #[arg(long)]
+    capacity: Option<f64>,
+}
+
+/// How long a caller waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The share of the capacity that is a normal load.
+const NORMAL: f64 = 0.5;
+/// How often calls are let go: as many at a time as are due.
+const TICK: Duration = Duration::from_millis(2);
+/// How many pairs in a row must be as fast as normal for the overload to count as over.
+const CALM_PAIRS: u32 = 20;
+
+/// What became of the calls of a load.
+#[derive(Default)]
+struct Tally {
+    sent: usize,
+    /// How long Begins that were granted took, and Completes.
+    begins: Vec<Duration>,
+    completes: Vec<Duration>,
+    /// How long refusals took, of Begins and of Completes.
+    begins_refused: Vec<Duration>,
+    completes_refused: Vec<Duration>,
+    /// Refusals that do not say when to come again.
+    without_hint: usize,
+    /// All else, by its code.
+    failed: std::collections::BTreeMap<String, usize>,
+}
+
+/// How one call ended.
+enum End {
+    Done,
+    Refused { hint: bool },
+    Failed(String),
+}
+
+impl End {
+    fn of(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+        if (status.code(), reason) != (Code::Unavailable, "OVERLOADED") {
+            return End::Failed(format!("{:?} {reason}", status.code()));
+        }
+        let pushback = status.metadata().contains_key("grpc-retry-pushback-ms");
+        End::Refused { hint: pushback && details.retry_info().is_some() }
+    }
+}
+
+/// What a pair came to: its Begin, and its Complete if it got so far.
+type Pair = ((Duration, End), Option<(Duration, End)>);
+
+impl Tally {
+    fn add(&mut self, (begin, complete): Pair) {
+        self.sent += 1;
+        Self::note(
+            begin,
+            &mut self.begins,
+            &mut self.begins_refused,
+            &mut self.without_hint,
+            &mut self.failed,
+        );
+        if let Some(complete) = complete {
+            let (done, refused) = (&mut self.completes, &mut self.completes_refused);
+            Self::note(complete, done, refused, &mut self.without_hint, &mut self.failed);
+        }
+    }
+
+    fn note(
+        (took, end): (Duration, End),
+        done: &mut Vec<Duration>,
+        refused: &mut Vec<Duration>,
+        without_hint: &mut usize,
+        failed: &mut std::collections::BTreeMap<String, usize>,
+    ) {
+        match end {
+            End::Done => done.push(took),
+            End::Refused { hint } => {
+                refused.push(took);
+                *without_hint += usize::from(!hint);
+            }
+            End::Failed(what) => *failed.entry(what).or_default() += 1,
+        }
+    }
+}
+
+struct Load {
+    clients: Vec<IdempotencyServiceClient<Channel>>,
+    next: AtomicUsize,
+    keys: Keys,
+    clock: Clock,
+}
+
+impl Load {
+    async fn open(options: &Options, args: &Args, server: &Server) -> anyhow::Result<Arc<Self>> {
+        let mut clients = Vec::new();
+        for _ in 0..args.connections.get() {
+            let endpoint = Endpoint::from_shared(format!("http://{}", server.address()))?.tcp_nodelay(true);
+            clients.push(IdempotencyServiceClient::new(endpoint.connect().await?));
+        }
+        let (next, keys, clock) = (AtomicUsize::new(0), Keys::new(options.payload), Clock::system());
+        Ok(Arc::new(Self { clients, next, keys, clock }))
+    }
+
+    /// A pair of a key of its own; its Begin counts from when it was due.
+    async fn pair(self: Arc<Self>, due: Moment) -> Pair {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let key = self.keys.key(0, number as u64);
+        let mut client = self.clients[number % self.clients.len()].clone();
+        let begun = in_time(client.begin(timed(begin_request(&key)))).await;
+        let took = self.clock.now().since(due);
+        let token = match begun.map(|BeginResponse { result }| result) {
+            Ok(Some(begin_response::Result::Claim(claim))) => claim.fencing_token,
+            Ok(_) => return ((took, End::Failed("no claim".to_owned())), None),
+            Err(status) => return ((took, End::of(&status)), None),
+        };
+        let sent = self.clock.now();
+        let BeginRequest { namespace, .. } = begin_request(&key);
+        let result = Some(outcome::Result::Response(self.keys.outcome(&key)));
+        let outcome = Some(Outcome { result, ..Outcome::default() });
+        let request = CompleteRequest { namespace, key, fencing_token: token, outcome, retention: None };
+        // On another connection than the one that is full of Begins, as the clients do it.
+        let mut client = self.clients[(number + 1) % self.clients.len()].clone();
+        let completed = in_time(client.complete(timed(request))).await;
+        let end = completed.map_or_else(|status| End::of(&status), |_| End::Done);
+        ((took, End::Done), Some((self.clock.now().since(sent), end)))
+    }
+
+    /// So many pairs a second for a while, and all of their ends.
+    async fn run(self: &Arc<Self>, rate: f64, time: Duration) -> anyhow::Result<Tally> {
+        let (begin, mut tally, mut open) = (self.clock.now(), Tally::default(), JoinSet::new());
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut sent = 0;
+        loop {
+            ticks.tick().await;
+            let passed = self.clock.now().since(begin);
+            if passed >= time {
+                break;
+            }
+            let due = (passed.as_secs_f64() * rate) as usize;
+            for number in sent..due {
+                let at = begin + Duration::from_secs_f64(number as f64 / rate);
+                open.spawn(Arc::clone(self).pair(at));
+            }
+            sent = sent.max(due);
+            while let Some(ended) = open.try_join_next() {
+                tally.add(ended?);
+            }
+        }
+        while let Some(ended) = open.join_next().await {
+            tally.add(ended?);
+        }
+        Ok(tally)
+    }
+
+    /// How long after `end` pairs are again as fast as they normally are.
+    async fn recovery(self: &Arc<Self>, normal: Duration) -> anyhow::Result<Duration> {
+        let begin = self.clock.now();
+        let mut calm_since = begin;
+        let mut calm = 0;
+        while calm < CALM_PAIRS {
+            let sent = self.clock.now();
+            anyhow::ensure!(sent.since(begin) < Duration::from_secs(60), "the server does not recover");
+            let ((_, begun), completed) = Arc::clone(self).pair(sent).await;
+            let done = matches!((begun, completed), (End::Done, Some((_, End::Done))));
+            if done && self.clock.now().since(sent) <= normal * 2 {
+                calm += 1;
+            } else {
+                (calm, calm_since) = (0, self.clock.now());
+            }
+        }
+        Ok(calm_since.since(begin))
+    }
+}
+
+fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(DEADLINE);
+    request
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    let answered = tokio::time::timeout(DEADLINE + Duration::from_secs(1), call).await;
+    answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("it hangs"))).map(tonic::Response::into_inner)
+}
+
+pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
+    let progress = Progress::new();
+    let etcd = if args.on_etcd { Some(Etcd::open(options).await?) } else { None };
+    let capacity = match args.capacity {
+        Some(capacity) => capacity,
+        None => {
+            let way = if args.on_etcd { Kind::UnaryEtcd } else { Kind::UnaryEmbedded };
+            let open = way.open(options, etcd.as_ref()).await?;
+            let second = Duration::from_secs(1);
+            let plan = Plan { callers: 256, warm_up: second, time: args.time / 2, payload: options.payload };
+            measure(&plan, &open, etcd.as_ref(), |rate| {
+                progress.show(&format!("capacity: {} pairs/s", figure(rate)));
+            })
+            .await?
+            .pairs_per_second
+        }
+    };
+    let prefix = format!("overload-{:016x}", fastrand::u64(..));
+    let place = match etcd.as_ref() {
+        Some(etcd) => Place::Etcd { endpoint: etcd.endpoint(), prefix: &prefix },
+        None => Place::Embedded,
+    };
+    let server = Server::start(options, place).await?;
+    let load = Load::open(options, args, &server).await?;
+
+    progress.show("normal load");
+    load.run(capacity * NORMAL, Duration::from_secs(1)).await?;
+    let normal = load.run(capacity * NORMAL, args.time).await?;
+    let memory_before = memory(server.pid())?;
+    progress.show("overload");
+    let over = load.run(capacity * args.times, args.time).await?;
+    progress.show("recovery");
+    let usual = Latencies::new(normal.begins.clone()).quantile(0.99) / 1e3;
+    let recovery = load.recovery(Duration::from_secs_f64(usual)).await?;
+    let memory_peak = memory(server.pid())?;
+    drop(progress);
+
+    let loads = [("normal", capacity * NORMAL, normal), ("overload", capacity * args.times, over)];
+    let recovery_ms = recovery.as_secs_f64() * 1e3;
+    if options.json {
+        let loads = loads.iter().map(|(name, rate, tally)| describe(name, *rate, tally)).collect::<Vec<_>>();
+        let report = json!({
+            "capacity": capacity, "loads": loads, "recovery_ms": recovery_ms,
+            "memory_mib": { "before": memory_before, "peak": memory_peak },
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    println!("capacity: {} pairs/s, {} bytes", figure(capacity), options.payload);
+    for (name, rate, tally) in loads {
+        print(name, rate, args.time, tally);
+    }
+    println!("as fast as normal again {} ms after the last answer", figure(recovery_ms));
+    println!("server memory, at its peak: {memory_before} MiB before, {memory_peak} MiB after");
+    Ok(())
+}
+
+/// The quantiles that are told, in milliseconds.
+fn quantiles(latencies: &[Duration]) -> [f64; 2] {
+    let latencies = Latencies::new(latencies.to_vec());
+    [latencies.quantile(0.5), latencies.quantile(0.99)]
+}
+
+fn describe(name: &str, rate: f64, tally: &Tally) -> Value {
+    let of = |latencies: &[Duration]| {
+        let [p50, p99] = quantiles(latencies);
+        json!({ "count": latencies.len(), "p50_ms": p50, "p99_ms": p99 })
+    };
+    json!({
+        "load": name, "pairs_per_second": rate, "sent": tally.sent,
+        "begins": of(&tally.begins), "begins_refused": of(&tally.begins_refused),
+        "completes": of(&tally.completes), "completes_refused": of(&tally.completes_refused),
+        "refused_without_hint": tally.without_hint, "failed": tally.failed,
+    })
+}
+
+fn print(name: &str, rate: f64, time: Duration, tally: Tally) {
+    println!("\n{name}: {} pairs/s for {time:?}, {} in all", figure(rate), tally.sent);
+    println!("{:20}{:>10}{:>12}{:>12}", "", "count", "p50 ms", "p99 ms");
+    let rows = [
+        ("Begin, granted", tally.begins),
+        ("Begin, refused", tally.begins_refused),
+        ("Complete, stored", tally.completes),
+        ("Complete, refused", tally.completes_refused),
+    ];
+    for (what, latencies) in rows {
+        let [p50, p99] = quantiles(&latencies);
+        println!("{what:20}{:>10}{:>12}{:>12}", latencies.len(), figure(p50), figure(p99));
+    }
+    println!("refused without a hint: {}", tally.without_hint);
+    for (what, count) in tally.failed {
+        println!("failed, {what}: {count}");
+    }
+}
+
+/// The most memory that a process had so far, in MiB.
+fn memory(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the server has ended")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(peak.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
+}

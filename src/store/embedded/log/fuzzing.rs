@@ -1,0 +1,80 @@
+//! What fuzzing enters here.
+
+use std::path::Path;
+
+use redb::backends::InMemoryBackend;
+
+use super::*;
+
+const NOTHING_MOVED: Counters = Counters { revision: Revision(10), running_ms: 5 };
+
+/// A log as a crash, or somebody, may leave it. The data tells of pieces: two bytes of length, the lowest bit of
+/// which says whether the piece gets the head that makes a frame of it, and the second lowest which half it is in.
+pub fn log(data: &[u8]) {
+    let mut halves = [Vec::new(), Vec::new()];
+    let mut rest = data;
+    while let Some((length, left)) = rest.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_be_bytes(*length));
+        let (piece, left) = left.split_at(left.len().min(length >> 2));
+        let half = &mut halves[length >> 1 & 1];
+        if length & 1 == 1 {
+            let framed = [&u32::try_from(piece.len()).unwrap_or_default().to_be_bytes()[..], piece].concat();
+            half.extend_from_slice(&crc32fast::hash(&framed).to_be_bytes());
+            half.extend_from_slice(&framed);
+        } else {
+            half.extend_from_slice(piece);
+        }
+        rest = left;
+    }
+    let Ok((log, found)) = Log::open(halves.map(|bytes| filled(&bytes)), NOTHING_MOVED, Path::new("fuzzed"))
+    else {
+        return;
+    };
+    assert!(found.counters.revision >= NOTHING_MOVED.revision, "a revision went back");
+    assert!(found.counters.running_ms >= NOTHING_MOVED.running_ms, "time went back");
+    goes_on(log, found.counters);
+}
+
+fn filled(bytes: &[u8]) -> Half {
+    let half = InMemoryBackend::new();
+    assert!(half.set_len(bytes.len() as u64).and_then(|()| half.write(0, bytes)).is_ok());
+    Box::new(half)
+}
+
+/// Whatever was there, what is committed from here on is found again, and nothing else is taken for newer.
+fn goes_on(mut log: Log, before: Counters) {
+    // The last revision there is has none after it.
+    let Some(revision) = before.revision.0.checked_add(1) else { return };
+    let after = Counters { revision: Revision(revision), ..before };
+    log.begin();
+    log.put(b"row", Some(b"value"));
+    log.put(b"gone", None);
+    assert!(log.commit(before, after).is_ok());
+    let Ok((_, found)) = Log::open(log.halves, before, Path::new("fuzzed")) else {
+        panic!("what was committed cannot be read")
+    };
+    assert_eq!(found.counters, after);
+    let mut rows: Vec<_> = found.rows.into_iter().collect();
+    rows.sort();
+    assert_eq!(rows, [(b"gone".to_vec(), None), (b"row".to_vec(), Some(b"value"[..].into()))]);
+}
+
+/// Logs to begin with: empty, of some commits in one half, of some in both, and torn.
+pub fn logs() -> Vec<Vec<u8>> {
+    let frame = |generation: u64, before: u64| {
+        let head = [generation, generation * 77, before, before + 1, 100 + before];
+        let rows = [&[0, 3, 0, 0, 0, 5][..], b"rowvalue", &[0, 4, 0xff, 0xff, 0xff, 0xff], b"gone"].concat();
+        [head.map(u64::to_be_bytes).as_flattened(), &rows].concat()
+    };
+    let piece = |bytes: &[u8], half: usize, framed: bool| {
+        let length = bytes.len() << 2 | half << 1 | usize::from(framed);
+        [&u16::try_from(length).unwrap_or_default().to_be_bytes()[..], bytes].concat()
+    };
+    let (one, two, three) = (frame(1, 10), frame(1, 11), frame(2, 12));
+    vec![
+        Vec::new(),
+        [piece(&one, 1, true), piece(&two, 1, true)].concat(),
+        [piece(&one, 1, true), piece(&two, 1, true), piece(&three, 0, true)].concat(),
+        [piece(&one, 1, true), piece(&two[..50], 1, true), piece(&three, 0, false)].concat(),
+    ]
+}
