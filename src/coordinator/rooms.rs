@@ -233,7 +233,8 @@ impl RoomTask {
                 self.watch = watch;
                 Event::Watching(self.watch.is_some())
             }
-            () = self.untaken.wait(), if self.room.is_idle() => return None,
+            // Where nothing is untaken the room stays for a message, which comes last.
+            () = self.untaken.wait(), if self.room.is_idle() && !self.untaken.is_empty() => return None,
             () = changed(self.watch.as_mut()) => Event::Hint,
             message = self.messages.recv() => return message,
             // A trip has a bound of its own, and what it brings is as good as a hint.

@@ -157,9 +157,21 @@ async fn losing_to_large_records_is_losing() {
     create_large(&store, &keys, &large).await;
     // The second time in smaller transactions.
     for _ in 0..2 {
-        for result in create_at_once(&store, &keys, &long_claim()).await {
-            let Ok(Swapped::Conflict(Some(current))) = result else { panic!("{result:?}") };
-            assert_eq!(current, as_written(&large, current.revision));
+        let mut left = keys.clone();
+        while !left.is_empty() {
+            let results = create_at_once(&store, &left, &long_claim()).await;
+            let all = left.len();
+            let mut results = results.into_iter();
+            left.retain(|_| match results.next() {
+                Some(Ok(Swapped::Conflict(Some(current)))) => {
+                    assert_eq!(current, as_written(&large, current.revision));
+                    false
+                }
+                // On a slow machine the last ones wait for too long, and are refused before they are sent.
+                Some(Err(StoreError::NotApplied(_))) => true,
+                other => panic!("{other:?}"),
+            });
+            assert!(left.len() < all, "none was sent");
         }
     }
 }
