@@ -202,6 +202,10 @@ fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> Result<Option<(Frame, &[u8
         return Ok(None);
     }
     let broken = || "a frame of the log makes no sense".to_owned();
+    // No counter comes so far, and the next one has to have room.
+    if [generation, number(3), number(4)].iter().any(|&count| count > u64::MAX / 2) {
+        return Err(broken());
+    }
     let mut rows = RowMap::new();
     while !body.is_empty() {
         let ((row, value), left) = entry(body).ok_or_else(broken)?;

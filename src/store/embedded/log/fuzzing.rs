@@ -43,9 +43,7 @@ fn filled(bytes: &[u8]) -> Half {
 
 /// Whatever was there, what is committed from here on is found again, and nothing else is taken for newer.
 fn goes_on(mut log: Log, before: Counters) {
-    // The last revision there is has none after it.
-    let Some(revision) = before.revision.0.checked_add(1) else { return };
-    let after = Counters { revision: Revision(revision), ..before };
+    let after = Counters { revision: Revision(before.revision.0 + 1), ..before };
     log.begin();
     log.put(b"row", Some(b"value"));
     log.put(b"gone", None);
@@ -59,10 +57,10 @@ fn goes_on(mut log: Log, before: Counters) {
     assert_eq!(rows, [(b"gone".to_vec(), None), (b"row".to_vec(), Some(b"value"[..].into()))]);
 }
 
-/// Logs to begin with: empty, of some commits in one half, of some in both, and torn.
+/// Logs to begin with: empty, of some commits in one half, of some in both, torn, and of the last generation there is.
 pub fn logs() -> Vec<Vec<u8>> {
     let frame = |generation: u64, before: u64| {
-        let head = [generation, generation * 77, before, before + 1, 100 + before];
+        let head = [generation, generation.wrapping_mul(77), before, before + 1, 100 + before];
         let rows = [&[0, 3, 0, 0, 0, 5][..], b"rowvalue", &[0, 4, 0xff, 0xff, 0xff, 0xff], b"gone"].concat();
         [head.map(u64::to_be_bytes).as_flattened(), &rows].concat()
     };
@@ -76,5 +74,6 @@ pub fn logs() -> Vec<Vec<u8>> {
         [piece(&one, 1, true), piece(&two, 1, true)].concat(),
         [piece(&one, 1, true), piece(&two, 1, true), piece(&three, 0, true)].concat(),
         [piece(&one, 1, true), piece(&two[..50], 1, true), piece(&three, 0, false)].concat(),
+        piece(&frame(u64::MAX, 10), 1, true),
     ]
 }
