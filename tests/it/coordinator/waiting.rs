@@ -283,3 +283,26 @@ async fn an_answer_that_its_caller_has_not_taken_is_work() {
     slow.await.expect("a claim");
     assert_eq!(Arc::strong_count(&at_work), 1);
 }
+
+/// Each read makes a copy of the outcome, which lives until it is taken.
+#[tokio::test]
+async fn an_outcome_is_not_read_anew_until_those_who_have_it_take_it() {
+    let world = World::new();
+    let claimed = world.one.claim(request(1)).await;
+    world.one.complete(claimed.record.fencing_token, b"done").await.expect("completed");
+    let before = world.one.store.trips();
+    let mut lookups: Vec<_> = (0..50).map(|_| world.one.lookup(Duration::ZERO).boxed()).collect();
+    for lookup in &mut lookups {
+        assert!(lookup.now_or_never().is_none(), "it has entered the room, and waits");
+        // Time enough for the room to read and to answer.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for view in futures_util::future::join_all(lookups).await {
+        assert!(matches!(view, Ok(View::Completed { .. })), "{view:?}");
+    }
+    let trips = world.one.store.trips() - before;
+    // One for the first and one for all others; more on a machine that stood still meanwhile.
+    assert!((2..25).contains(&trips), "{trips} trips for fifty lookups");
+}
