@@ -170,11 +170,15 @@ fn read(half: &Half) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The frames of a half, up to the first that is none of its generation.
+/// The frames of a half, up to the first that is none of its generation. Each goes on where the last one ended.
 fn frames(mut bytes: &[u8]) -> Result<Frames, String> {
     let mut found = Frames::default();
     let mut first = None;
     while let Some((frame, rest)) = frame(bytes, first)? {
+        let last = found.frames.last().map_or(frame.before, |last| last.counters.revision);
+        if frame.before != last || frame.counters.revision < frame.before {
+            return Err("a frame of the log does not follow on the one before it".to_owned());
+        }
         first = Some((frame.generation, frame.salt));
         found.generation = frame.generation;
         found.frames.push(frame);

@@ -55,9 +55,8 @@ impl Scene {
     }
 
     async fn the_leader_moves(&self) {
-        let (leader, follower) = block_in_place(|| (self.etcd.leader(), self.etcd.follower()));
         let since = self.world.now();
-        self.etcd.move_leader(leader, follower).await;
+        self.etcd.move_leader().await;
         self.back("the leader moved", since).await;
     }
 
@@ -100,7 +99,7 @@ impl Scene {
     }
 
     async fn there_is_no_quorum(&self) {
-        let (leader, follower) = block_in_place(|| (self.etcd.leader(), self.etcd.follower()));
+        let (leader, follower) = block_in_place(|| self.etcd.leader_and_follower());
         block_in_place(|| {
             self.etcd.kill(leader);
             self.etcd.kill(follower);

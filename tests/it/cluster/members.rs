@@ -75,7 +75,7 @@ async fn without_a_quorum_nothing_hangs_and_with_one_the_store_goes_on() {
     let store = open(&EtcdConfig { call_timeout, ..etcd.config() }).await;
     let key = key("k");
     let revision = create(&store, &key, &completed("holder", "done")).await;
-    let (leader, follower) = (etcd.leader(), etcd.follower());
+    let (leader, follower) = etcd.leader_and_follower();
     etcd.kill(leader);
     etcd.kill(follower);
     for _ in 0..2 * MEMBERS {

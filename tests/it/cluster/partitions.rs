@@ -152,11 +152,11 @@ async fn a_member_parted_from_the_others_costs_a_call_its_time_once() {
 #[tokio::test]
 async fn messages_lost_one_way_cost_a_call_its_time_once() {
     let etcd = EtcdCluster::start();
-    let (leader, member) = (etcd.leader(), etcd.follower());
+    let (leader, member) = etcd.leader_and_follower();
     let begin = || etcd.cut(member, leader);
     // It is well as far as it knows, and so it says.
     Fault { what: "a follower unheard", member, begin: &begin, hears_leader: true }.work_beside(&etcd).await;
-    let (leader, member) = (etcd.leader(), etcd.follower());
+    let (leader, member) = etcd.leader_and_follower();
     let begin = || etcd.cut(leader, member);
     Fault { what: "a follower deaf", member, begin: &begin, hears_leader: false }.work_beside(&etcd).await;
     let member = etcd.leader();
@@ -195,7 +195,7 @@ async fn a_cluster_that_comes_back_slow_is_waited_for() {
 #[tokio::test]
 async fn a_member_that_answers_what_it_can_by_itself_is_not_taken_for_well() {
     let etcd = EtcdCluster::start();
-    let (leader, follower) = (etcd.leader(), etcd.follower());
+    let (leader, follower) = etcd.leader_and_follower();
     let (proxies, behind) = etcd.behind_proxies().await;
     let numbers = Numbers::default();
     let _here = metrics::set_default_local_recorder(&numbers);

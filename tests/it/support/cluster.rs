@@ -17,6 +17,8 @@ pub const MEMBERS: usize = 3;
 /// How long a leader may take to be found, in steps of [`STEP`].
 const LEADER_STEPS: u32 = 600;
 const STEP: Duration = Duration::from_millis(50);
+/// How often a leader may fail to have another one lead.
+const LEADER_MOVES: u32 = 10;
 
 /// Three etcd processes on loopback, each with its own data. They end when dropped, or with the tests. What
 /// takes time here blocks its thread.
@@ -114,11 +116,18 @@ impl EtcdCluster {
         self.network.heal();
     }
 
-    /// Has the leader let another one lead.
-    pub async fn move_leader(&self, leader: usize, next: usize) {
-        let id = u64::from_str_radix(&self.members[next].id(), 16).expect("an id");
-        let client = Client::connect([self.members[leader].endpoint()], None).await.expect("a member");
-        client.maintenance_client().move_leader(id).await.expect("it lets the other one lead");
+    /// Has the leader let another one lead. On a slow machine one may take too long to, and be given up by etcd.
+    pub async fn move_leader(&self) {
+        for _ in 0..LEADER_MOVES {
+            let (leader, follower) = tokio::task::block_in_place(|| self.leader_and_follower());
+            let id = u64::from_str_radix(&self.members[follower].id(), 16).expect("an id");
+            let client = Client::connect([self.members[leader].endpoint()], None).await.expect("a member");
+            match client.maintenance_client().move_leader(id).await {
+                Ok(_) => return,
+                Err(error) => println!("the leader did not move: {error}"),
+            }
+        }
+        panic!("no leader lets another one lead");
     }
 
     /// Has etcd forget its history, and its members give the room back that this makes: each stands still meanwhile.
@@ -153,8 +162,14 @@ impl EtcdCluster {
 
     /// A member that is there and does not lead.
     pub fn follower(&self) -> usize {
+        self.leader_and_follower().1
+    }
+
+    /// The member that leads, and another that is there.
+    pub fn leader_and_follower(&self) -> (usize, usize) {
         let (leader, away) = (self.leader(), *self.away());
-        (0..MEMBERS).find(|&i| i != leader && !away[i]).expect("a follower")
+        let follower = (0..MEMBERS).find(|&i| i != leader && !away[i]);
+        (leader, follower.expect("a follower"))
     }
 
     /// Waits until all members that are there serve.

@@ -57,23 +57,27 @@ fn goes_on(mut log: Log, before: Counters) {
     assert_eq!(rows, [(b"gone".to_vec(), None), (b"row".to_vec(), Some(b"value"[..].into()))]);
 }
 
-/// Logs to begin with: empty, of some commits in one half, of some in both, torn, and of the last generation there is.
+/// Logs to begin with: empty, of some commits in one half, of some in both, torn, of the last generation there is,
+/// and with commits that go far ahead and back.
 pub fn logs() -> Vec<Vec<u8>> {
-    let frame = |generation: u64, before: u64| {
-        let head = [generation, generation.wrapping_mul(77), before, before + 1, 100 + before];
+    let frame_to = |generation: u64, before: u64, after: u64| {
+        let head = [generation, generation.wrapping_mul(77), before, after, 100 + before];
         let rows = [&[0, 3, 0, 0, 0, 5][..], b"rowvalue", &[0, 4, 0xff, 0xff, 0xff, 0xff], b"gone"].concat();
         [head.map(u64::to_be_bytes).as_flattened(), &rows].concat()
     };
+    let frame = |generation, before| frame_to(generation, before, before + 1);
     let piece = |bytes: &[u8], half: usize, framed: bool| {
         let length = bytes.len() << 2 | half << 1 | usize::from(framed);
         [&u16::try_from(length).unwrap_or_default().to_be_bytes()[..], bytes].concat()
     };
     let (one, two, three) = (frame(1, 10), frame(1, 11), frame(2, 12));
+    let (far, back) = (frame_to(1, 10, 1_000), frame_to(3, 1_000, 12));
     vec![
         Vec::new(),
         [piece(&one, 1, true), piece(&two, 1, true)].concat(),
         [piece(&one, 1, true), piece(&two, 1, true), piece(&three, 0, true)].concat(),
         [piece(&one, 1, true), piece(&two[..50], 1, true), piece(&three, 0, false)].concat(),
         piece(&frame(u64::MAX, 10), 1, true),
+        [piece(&far, 1, true), piece(&back, 0, true)].concat(),
     ]
 }
