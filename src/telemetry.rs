@@ -9,9 +9,6 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::clock::Moment;
 
-/// What is logged if nobody says otherwise.
-const DEFAULT_FILTER: &str = "info";
-
 /// The least time between two lines of which there may be very many.
 const LINES_APART: Duration = Duration::from_secs(5);
 
@@ -57,16 +54,12 @@ pub enum Error {
     Twice,
 }
 
-/// Starts to log to standard error what `filter` lets through; if it is `None`, what the environment variable
-/// `RUST_LOG` lets through, else `info` and above. To be called once, early in the process.
+/// Starts to log to standard error what `filter` lets through. To be called once, early in the process.
 ///
 /// # Errors
 /// If the filter cannot be read, or logging was set up before.
-pub fn init(filter: Option<&str>) -> Result<(), Error> {
-    let from_environment = || std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
-    let filter =
-        filter.map(str::to_owned).or_else(from_environment).unwrap_or_else(|| DEFAULT_FILTER.to_owned());
-    let parsed = parse(&filter)?;
+pub fn init(filter: &str) -> Result<(), Error> {
+    let parsed = parse(filter)?;
     tracing_subscriber::fmt()
         .compact()
         .with_env_filter(parsed)
@@ -76,6 +69,14 @@ pub fn init(filter: Option<&str>) -> Result<(), Error> {
         .log_internal_errors(false)
         .try_init()
         .map_err(|_| Error::Twice)
+}
+
+/// Whether a filter can be read.
+///
+/// # Errors
+/// If it cannot.
+pub fn check(filter: &str) -> Result<(), Error> {
+    parse(filter).map(drop)
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, Error> {

@@ -9,11 +9,12 @@ mod input;
 mod output;
 mod record;
 mod serve;
+mod settings;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use exit::Exit;
 
@@ -34,8 +35,17 @@ struct Cli {
 enum Command {
     /// Serve the API
     Serve(serve::ServeArgs),
+    /// Check what `serve` would run with: file, environment and flags
+    CheckConfig(serve::CheckArgs),
     /// Run a command once across hosts; every other invocation prints its output and exits with its code
     Exec(Box<exec::ExecArgs>),
+    #[command(flatten)]
+    Call(Call),
+}
+
+/// The commands that are calls of a client.
+#[derive(Debug, Subcommand)]
+enum Call {
     /// Claim a key, or learn what became of it
     Begin(record::BeginArgs),
     /// Store the outcome of a claimed key
@@ -59,48 +69,53 @@ enum Command {
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (runtime, exec) = match &cli.command {
-        None => (serve_runtime(&cli.serve), false),
-        Some(Command::Serve(args)) => (serve_runtime(args), false),
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => match args.prepare() {
+            Ok(serve) => {
+                let mut threads = Builder::new_multi_thread();
+                threads.worker_threads(serve.worker_threads());
+                run(threads, Exit::Failed.code(), async { serve.run().await.code() })
+            }
+            Err(exit) => ExitCode::from(exit.code()),
+        },
+        Command::CheckConfig(args) => ExitCode::from(serve::check(args).code()),
+        Command::Exec(args) => run(Builder::new_current_thread(), exec::OWN_FAILURE, exec::run(*args)),
         // Clients do one thing at a time: threads would only cost.
-        Some(command) => {
-            (Builder::new_current_thread().enable_all().build(), matches!(command, Command::Exec(_)))
-        }
-    };
-    match runtime {
-        Ok(runtime) => run(runtime, cli),
-        Err(error) => {
-            output::say(&format!("cannot start: {error}"));
-            ExitCode::from(if exec { exec::OWN_FAILURE } else { Exit::Failed.code() })
+        Command::Call(call) => {
+            run(Builder::new_current_thread(), Exit::Failed.code(), async { call.run().await.code() })
         }
     }
 }
 
-fn serve_runtime(args: &serve::ServeArgs) -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().worker_threads(args.worker_threads()).build()
-}
-
-fn run(runtime: Runtime, cli: Cli) -> ExitCode {
-    let command = cli.command.unwrap_or(Command::Serve(cli.serve));
-    let code = runtime.block_on(async {
-        let exit = match command {
-            Command::Exec(args) => return exec::run(*args).await,
-            Command::Serve(args) => serve::run(args).await,
-            Command::Begin(args) => record::begin(args).await,
-            Command::Complete(args) => record::complete(args).await,
-            Command::Renew(args) => record::renew(args).await,
-            Command::Release(args) => record::release(args).await,
-            Command::Lookup(args) => record::lookup(args).await,
-            Command::Watch(args) => record::watch(args).await,
-            Command::List(args) => admin::list(args).await,
-            Command::Resolve(args) => admin::resolve(args).await,
-            Command::Delete(args) => admin::delete(args).await,
-        };
-        exit.code()
-    });
+/// Runs a command to its end, on threads of that kind; `failed` is the code of one that cannot start.
+fn run(mut threads: Builder, failed: u8, command: impl Future<Output = u8>) -> ExitCode {
+    let runtime = match threads.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::say(&format!("cannot start: {error}"));
+            return ExitCode::from(failed);
+        }
+    };
+    let code = runtime.block_on(command);
     // A thread that is stuck in a read or a write of this process's streams must not hold up its end.
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+impl Call {
+    async fn run(self) -> Exit {
+        match self {
+            Call::Begin(args) => record::begin(args).await,
+            Call::Complete(args) => record::complete(args).await,
+            Call::Renew(args) => record::renew(args).await,
+            Call::Release(args) => record::release(args).await,
+            Call::Lookup(args) => record::lookup(args).await,
+            Call::Watch(args) => record::watch(args).await,
+            Call::List(args) => admin::list(args).await,
+            Call::Resolve(args) => admin::resolve(args).await,
+            Call::Delete(args) => admin::delete(args).await,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +133,7 @@ mod tests {
     fn no_command_means_serve_with_the_same_flags() {
         let cli = Cli::parse_from(["onced", "--listen", "127.0.0.1:1"]);
         assert!(cli.command.is_none());
-        assert_eq!(cli.serve.listen.port(), 1);
+        let serve = cli.serve.prepare().map_err(|exit| exit.code()).unwrap();
+        assert_eq!(serve.config().listen.port(), 1);
     }
 }

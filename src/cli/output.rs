@@ -186,6 +186,11 @@ pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "onced: {}", plain(text));
 }
 
+/// Prints text that is the whole of what a command came to.
+pub fn print(text: &str) -> Exit {
+    if put(text.as_bytes()).is_ok() { Exit::Done } else { Exit::Failed }
+}
+
 fn put(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;

@@ -13,7 +13,6 @@ mod rooms;
 use std::any::Any;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use lru::LruCache;
 use tokio::runtime::Handle;
@@ -26,6 +25,7 @@ use crate::store::{Expected, Loaded, RecordStore, Revision, StoreError, Swapped,
 use room::Wish;
 use rooms::{LatestView, Rooms, Ticket};
 
+pub use crate::config::Coordination as Settings;
 pub use claimed::Claimed;
 
 /// How many claims that this server wrote are remembered as a first guess for their Complete.
@@ -33,21 +33,6 @@ const REMEMBERED_CLAIMS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
 /// The largest checkpoint of a remembered claim, in bytes: bounds the memory of the guesses.
 const REMEMBERED_CHECKPOINT_MAX_BYTES: usize = 1_024;
-
-/// Times of a coordinator.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How often a room with waiters re-loads although nothing hinted at a change (with jitter).
-    pub poll: Duration,
-    /// How long a trip to the store may take before its outcome counts as unknown.
-    pub store_timeout: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { poll: Duration::from_secs(5), store_timeout: Duration::from_secs(5) }
-    }
-}
 
 /// What a call holds while it is at work, and what is let go when the work ends: not when the caller hangs up,
 /// for the work goes on without it.

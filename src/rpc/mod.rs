@@ -27,7 +27,6 @@ mod status;
 mod watch;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -42,52 +41,11 @@ use layers::limit::Limits;
 use layers::trace::StoreFailures;
 use service::Service;
 
+pub use crate::config::Calls as Settings;
 pub use budget::Budget;
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "onced.dev";
-
-/// Every limit of the face. What is over one is refused with a reason, never queued.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The longest that one call waits for somebody else's outcome, whatever it asks for.
-    pub max_wait: Duration,
-    /// How long before the deadline of a call its waiting ends, so that the answer still arrives in time.
-    pub deadline_margin: Duration,
-    /// The largest encoded outcome, in bytes. Over [`OUTCOME_MAX_BYTES`] it counts as that.
-    pub max_outcome_bytes: usize,
-    /// The largest request message, in bytes. Well over an outcome, so that one that is a little too large is
-    /// told its own limit.
-    pub max_message_bytes: usize,
-    /// How many calls may be at work at once, those of holders aside. A call that only waits is not at work.
-    pub max_active_calls: usize,
-    /// How many calls of holders (Complete, Renew, Release) may be at work at once. Nobody else uses these
-    /// places, so that a crowd of waiters never keeps out the holder they wait for.
-    pub max_holder_calls: usize,
-    /// How many calls may wait at once, watches included. A Begin or Lookup beyond does not wait; a Watch
-    /// beyond is refused.
-    pub max_waiting_calls: usize,
-    /// How many calls of one session may be open at once.
-    pub max_session_calls: usize,
-    /// How long a request may take to arrive whole. A session's stream may last for ever.
-    pub max_arrival: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_wait: Duration::from_secs(60),
-            deadline_margin: Duration::from_millis(100),
-            max_outcome_bytes: OUTCOME_MAX_BYTES,
-            max_message_bytes: 2 * OUTCOME_MAX_BYTES,
-            max_active_calls: 4_096,
-            max_holder_calls: 4_096,
-            max_waiting_calls: 32_768,
-            max_session_calls: 1_024,
-            max_arrival: Duration::from_secs(10),
-        }
-    }
-}
 
 /// Both services of the API, and reflection. Once `drain` is cancelled, watches and reflection streams end,
 /// and sessions close after their open calls.

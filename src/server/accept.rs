@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tower::util::MapRequest;
 
+use crate::config::Limits;
 use crate::rpc::Budget;
 
 /// What every HTTP/2 connection starts with.
@@ -32,41 +33,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// What a connection may send before it is read.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-
-/// What connections may do.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// How many there may be at a time. More are closed as soon as they are accepted, so that their clients
-    /// try another server at once.
-    pub connections: usize,
-    /// How many calls, waiting ones included, a connection may have open.
-    pub streams_per_connection: u32,
-    /// How many bytes the calls of a connection may make the server keep: of requests until they are answered, of
-    /// answers until they have left. Calls over it are refused.
-    pub bytes_per_connection: usize,
-    /// How long a new connection may take to say that it speaks HTTP/2.
-    pub handshake: Duration,
-    /// How often a connection is asked whether its client is still there.
-    pub keepalive_interval: Duration,
-    /// How long the client may take to answer that.
-    pub keepalive_timeout: Duration,
-    /// The largest header list of a request, in bytes.
-    pub header_list_bytes: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 8_192,
-            streams_per_connection: 2_048,
-            bytes_per_connection: 64 << 20,
-            handshake: Duration::from_secs(10),
-            keepalive_interval: Duration::from_secs(30),
-            keepalive_timeout: Duration::from_secs(20),
-            header_list_bytes: 16 << 10,
-        }
-    }
-}
 
 /// Where connections come from: a socket of this machine, or of a simulated one.
 pub trait Listener: Send + Sync {

@@ -6,7 +6,6 @@ mod drain;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -16,61 +15,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::StoreUrl;
-use crate::coordinator::{self, Coordinator};
+use crate::config::{Secret, StoreUrl};
+use crate::coordinator::Coordinator;
 use crate::rpc::{self, health};
 use crate::store::RecordStore;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, QUOTA_DEFAULT_BYTES, SizeWatch};
+use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, SizeWatch};
 
-pub use accept::{Limits, Listener};
-
-/// What a server is made of.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// Where it keeps records.
-    pub store: StoreUrl,
-    /// How to get along with etcd, if they are kept there.
-    pub etcd: EtcdOptions,
-    /// What it lets connections do.
-    pub limits: Limits,
-    /// How calls are served.
-    pub rpc: rpc::Settings,
-    /// How long a shutdown may take before connections are dropped.
-    pub drain_limit: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            store: StoreUrl::default(),
-            etcd: EtcdOptions::default(),
-            limits: Limits::default(),
-            rpc: rpc::Settings::default(),
-            drain_limit: Duration::from_secs(30),
-        }
-    }
-}
-
-/// What to know of etcd beside where it is.
-#[derive(Clone, Debug)]
-pub struct EtcdOptions {
-    /// What TLS stands on, where the URL asks for TLS.
-    pub tls: EtcdTls,
-    /// Who we are, if etcd asks.
-    pub login: Option<EtcdLogin>,
-    /// The quota of an etcd that does not tell it, in bytes.
-    pub quota_bytes: u64,
-}
-
-impl Default for EtcdOptions {
-    fn default() -> Self {
-        Self { tls: EtcdTls::default(), login: None, quota_bytes: QUOTA_DEFAULT_BYTES }
-    }
-}
+pub use crate::config::{Config, Limits};
+pub use accept::Listener;
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +63,7 @@ pub async fn run(
     clock: Clock,
     shutdown: impl Future<Output = ()>,
 ) {
-    let coordinator = Coordinator::new(store, clock.clone(), coordinator::Settings::default());
+    let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
     let (reporter, health) = health::pair();
     let draining = CancellationToken::new();
     let routes =
@@ -142,7 +95,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| Error::Listen { listen, source })?;
     let clock = Clock::system();
-    let Opened { store, failed } = open(&config.store, &config.etcd, clock.clone()).await?;
+    let Opened { store, failed } = open(&config, clock.clone()).await?;
     announce(address, &config.store);
 
     let stop = CancellationToken::new();
@@ -202,9 +155,9 @@ impl Opened {
     }
 }
 
-async fn open(url: &StoreUrl, etcd: &EtcdOptions, clock: Clock) -> Result<Opened, Error> {
-    let refuse = |reason: String| Error::Open { store: url.clone(), reason };
-    match url.clone() {
+async fn open(config: &Config, clock: Clock) -> Result<Opened, Error> {
+    let refuse = |reason: String| Error::Open { store: config.store.clone(), reason };
+    match config.store.clone() {
         StoreUrl::File(directory) => {
             // After a crash the file is checked, which takes a while.
             let opening = tokio::task::spawn_blocking(move || EmbeddedStore::open(&directory, clock));
@@ -218,19 +171,25 @@ async fn open(url: &StoreUrl, etcd: &EtcdOptions, clock: Clock) -> Result<Opened
             Ok(Opened::embedded(store))
         }
         StoreUrl::Etcd { endpoints, prefix, tls } => {
-            if !tls && etcd.tls != EtcdTls::default() {
-                return Err(refuse("certificates are given, but it says etcd://: write etcds://".to_owned()));
-            }
-            let config = EtcdConfig {
-                tls: tls.then(|| etcd.tls.clone()),
-                login: etcd.login.clone(),
-                size: SizeWatch { quota_bytes: etcd.quota_bytes, ..SizeWatch::default() },
-                ..EtcdConfig::new(endpoints, prefix)
-            };
-            let store = EtcdStore::connect(config, clock).await.map_err(|error| refuse(error.to_string()))?;
+            let etcd = etcd_config(config, endpoints, prefix, tls);
+            let store = EtcdStore::connect(etcd, clock).await.map_err(|error| refuse(error.to_string()))?;
             // etcd being away is no end: it comes back.
             Ok(Opened { store: Arc::new(store), failed: std::future::pending().boxed() })
         }
+    }
+}
+
+fn etcd_config(config: &Config, endpoints: Vec<String>, prefix: String, tls: bool) -> EtcdConfig {
+    let etcd = config.etcd.clone();
+    let identity = etcd.cert.zip(etcd.key);
+    let login = etcd.user.zip(config.etcd_password.clone());
+    EtcdConfig {
+        endpoints,
+        prefix,
+        call_timeout: etcd.call_timeout,
+        tls: tls.then_some(EtcdTls { ca: etcd.ca, identity }),
+        login: login.map(|(user, Secret(password))| EtcdLogin { user, password }),
+        size: SizeWatch { quota_bytes: etcd.quota_bytes, ..SizeWatch::default() },
     }
 }
 

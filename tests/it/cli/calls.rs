@@ -227,7 +227,7 @@ fn bad_usage_exits_with_2_and_says_what_is_wrong() {
         (&["renew", "--key", "k", "--token", "1", "--sequence", "1"], "--checkpoint"),
         (&["lookup", "--key", "k", "--namespace", "Not Valid"], "NAMESPACE_INVALID"),
         (&["serve", "--store", "redis://x"], "redis"),
-        (&["serve", "--listen", "localhost:7411"], "write an IP address"),
+        (&["serve", "--listen", "localhost:7411"], "expected an IP address"),
         (&["exec", "--key", "k"], "COMMAND"),
     ] {
         server.run(args).expect(2, &[]).said(&[text]);

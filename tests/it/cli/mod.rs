@@ -1,6 +1,7 @@
 //! The command line against a server of its own process.
 
 mod calls;
+mod config;
 mod exec;
 mod exec_ends;
 

@@ -51,7 +51,8 @@ impl ServerProcess {
         Self::start_as(command, store)
     }
 
-    fn start_as(command: Command, store: &str) -> Self {
+    /// Starts a server on a free port by a command of the caller's making.
+    pub fn start_as(command: Command, store: &str) -> Self {
         let (child, address) = try_launch(command, store, "127.0.0.1:0").expect("it starts");
         Self { child, address, store: store.to_owned() }
     }

@@ -1,0 +1,142 @@
+//! What must hold between settings, and of the files that they name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::form::time;
+use super::problem::{Origin, Problem};
+use super::{Config, Secret, Setting, StoreUrl};
+
+/// The variable that holds the password of the etcd user, if no file does.
+pub const PASSWORD_VARIABLE: &str = "ONCED_ETCD_PASSWORD";
+/// What surrounds an outcome in the largest request.
+const AROUND_OUTCOME_BYTES: usize = 16 << 10;
+
+/// Notes what does not fit together, and reads the password.
+pub fn check(
+    config: &mut Config,
+    origins: &BTreeMap<String, Origin>,
+    variable: impl Fn(&str) -> Option<String>,
+    problems: &mut Vec<Problem>,
+) {
+    let mut checks = Checks { origins, problems };
+    checks.etcd_is_meant(config);
+    checks.certificates(config);
+    checks.limits(config);
+    config.etcd_password = checks.password(config, variable);
+}
+
+struct Checks<'a> {
+    origins: &'a BTreeMap<String, Origin>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Checks<'_> {
+    fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    fn refuse(&mut self, key: &str, text: impl Into<String>) {
+        let origin = self.origin(key);
+        self.problems.push(Problem::new(origin, key, text));
+    }
+
+    /// Who says how to reach etcd means to use it.
+    fn etcd_is_meant(&mut self, config: &mut Config) {
+        if self.problems.iter().any(|problem| problem.key == "store") {
+            // It is not known which store is meant.
+            return;
+        }
+        let tls = match &config.store {
+            StoreUrl::Etcd { tls, .. } => Some(*tls),
+            StoreUrl::File(_) | StoreUrl::Memory => None,
+        };
+        let store = config.store.clone();
+        let mut defaults = Config::default();
+        let both = config.settings().into_iter().zip(defaults.settings());
+        for (Setting { key, .. }, _) in both.filter(|(setting, default)| setting.show() != default.show()) {
+            if !key.starts_with("etcd.") {
+                continue;
+            }
+            let text = match tls {
+                None => format!("is for a store in etcd, but the store is {store}"),
+                Some(false) if ["etcd.ca", "etcd.cert", "etcd.key"].contains(&key.as_str()) => {
+                    format!("is for TLS, but the store is {store}: write etcds://")
+                }
+                Some(_) => continue,
+            };
+            self.refuse(&key, text);
+        }
+    }
+
+    fn certificates(&mut self, config: &Config) {
+        let etcd = &config.etcd;
+        match (&etcd.cert, &etcd.key) {
+            (Some(_), None) => self.refuse("etcd.cert", "needs its key: set etcd.key, too"),
+            (None, Some(_)) => self.refuse("etcd.key", "needs its certificate: set etcd.cert, too"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        for (key, file) in [("etcd.ca", &etcd.ca), ("etcd.cert", &etcd.cert), ("etcd.key", &etcd.key)] {
+            if let Some(Err(error)) = file.as_deref().map(fs::read) {
+                self.refuse(key, cannot_read(file.as_deref().unwrap_or(Path::new("")), &error));
+            }
+        }
+    }
+
+    /// The password in a file, or else in the environment: command lines are there for all to see.
+    fn password(&mut self, config: &Config, variable: impl Fn(&str) -> Option<String>) -> Option<Secret> {
+        let Some(file) = &config.etcd.password_file else {
+            config.etcd.user.as_ref()?;
+            let password = variable(PASSWORD_VARIABLE);
+            if password.is_none() {
+                let text = format!(
+                    "needs a password: name a file that holds it with etcd.password_file, or set \
+                     {PASSWORD_VARIABLE}"
+                );
+                self.refuse("etcd.user", text);
+            }
+            return password.map(Secret);
+        };
+        if config.etcd.user.is_none() {
+            self.refuse("etcd.password_file", "needs the name of the user: set etcd.user, too");
+        }
+        let refused = match fs::read_to_string(file) {
+            Err(error) => cannot_read(file, &error),
+            Ok(text) => match text.trim_end_matches(['\r', '\n']) {
+                "" => format!("{} is to hold the password, and is empty", file.display()),
+                password => return Some(Secret(password.to_owned())),
+            },
+        };
+        self.refuse("etcd.password_file", refused);
+        None
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let least = config.rpc.max_outcome_bytes + AROUND_OUTCOME_BYTES;
+        if config.rpc.max_message_bytes < least {
+            let text = format!(
+                "must be at least {least}, so that a message can hold an outcome of {} bytes",
+                config.rpc.max_outcome_bytes
+            );
+            self.refuse("limits.max_message_bytes", text);
+        }
+        let (message, connection) = (config.rpc.max_message_bytes, config.limits.bytes_per_connection);
+        if connection < message {
+            let text = format!("must be at least limits.max_message_bytes, which is {message}");
+            self.refuse("limits.bytes_per_connection", text);
+        }
+        let (call, trip) = (config.etcd.call_timeout, config.coordinator.store_timeout);
+        if matches!(config.store, StoreUrl::Etcd { .. }) && call >= trip {
+            let text = format!(
+                "must be shorter than limits.store_timeout, which is {}: a trip to the store has a call to etcd in it",
+                time(trip)
+            );
+            self.refuse("etcd.call_timeout", text);
+        }
+    }
+}
+
+fn cannot_read(file: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", file.display())
+}

@@ -1,0 +1,39 @@
+//! The configuration: defaults < file < environment < flags.
+//!
+//! - `table`: every setting, with its meaning, default and bounds.
+//! - `setting`, `form`: what a setting is, and how its value is written.
+//! - `file`: TOML, read.
+//! - `load`: all sources brought together; `check`: what must hold between settings.
+//! - `problem`: what is wrong, and where.
+//! - `print`: a configuration, and the reference of all settings, as text.
+
+mod check;
+mod file;
+mod form;
+mod load;
+mod print;
+mod problem;
+mod setting;
+mod store_url;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub use load::{Loaded, Sources};
+pub use print::reference;
+pub use problem::{Origin, Problem, Problems};
+pub use setting::{Reload, Setting};
+pub use store_url::{StoreUrl, StoreUrlError};
+pub use table::{Calls, Config, Coordination, Etcd, Limits};
+
+/// What is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
