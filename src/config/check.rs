@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::form::time;
 use super::problem::{Origin, Problem};
-use super::{Config, Secret, Setting, StoreUrl};
+use super::{Config, Policy, Secret, Setting, StoreUrl};
 
 /// The variable that holds the password of the etcd user, if no file does.
 pub const PASSWORD_VARIABLE: &str = "ONCED_ETCD_PASSWORD";
@@ -24,6 +24,10 @@ pub fn check(
     checks.etcd_is_meant(config);
     checks.certificates(config);
     checks.limits(config);
+    checks.policy("defaults", &config.namespaces.defaults);
+    for (table, policy) in config.namespaces.tables() {
+        checks.policy(&table, policy);
+    }
     config.etcd_password = checks.password(config, variable);
 }
 
@@ -112,13 +116,30 @@ impl Checks<'_> {
         None
     }
 
+    fn policy(&mut self, table: &str, policy: &Policy) {
+        let pairs = [
+            ("lock_ttl", policy.lock_ttl, "max_lock_ttl", policy.max_lock_ttl),
+            ("retention", policy.retention, "max_retention", policy.max_retention),
+        ];
+        for (default, value, most, bound) in pairs.into_iter().filter(|(_, value, _, bound)| value > bound) {
+            let [default, most] = [default, most].map(|name| format!("{table}.{name}"));
+            let (value, bound) = (time(value), time(bound));
+            // Told of the one that somebody set. Where a namespace has both from the defaults, those are told of.
+            if self.origins.contains_key(&default) {
+                self.refuse(&default, format!("is {value}, over {most}, which is {bound}"));
+            } else if self.origins.contains_key(&most) {
+                self.refuse(&most, format!("is {bound}, below {default}, which is {value}"));
+            }
+        }
+    }
+
     fn limits(&mut self, config: &Config) {
-        let least = config.rpc.max_outcome_bytes + AROUND_OUTCOME_BYTES;
+        let policies = config.namespaces.named.values().chain([&config.namespaces.defaults]);
+        let largest = policies.map(|policy| policy.max_outcome_bytes).max().unwrap_or_default();
+        let least = largest + AROUND_OUTCOME_BYTES;
         if config.rpc.max_message_bytes < least {
-            let text = format!(
-                "must be at least {least}, so that a message can hold an outcome of {} bytes",
-                config.rpc.max_outcome_bytes
-            );
+            let text =
+                format!("must be at least {least}, so that a message can hold an outcome of {largest} bytes");
             self.refuse("limits.max_message_bytes", text);
         }
         let (message, connection) = (config.rpc.max_message_bytes, config.limits.bytes_per_connection);

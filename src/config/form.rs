@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StoreUrl;
+use crate::record::OnLapse;
 use crate::telemetry;
 
 /// The units of times, the largest first; each value is shown in the largest that divides it.
-const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const TIME_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 /// The units of sizes.
 const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
@@ -259,6 +261,36 @@ impl Form<String> for Filter {
 
     fn show(&self, value: &String) -> Option<Raw> {
         Some(Raw::Text(value.clone()))
+    }
+}
+
+/// What becomes of a claim that lapses.
+pub struct Lapse;
+
+impl Form<OnLapse> for Lapse {
+    fn expected(&self) -> String {
+        "\"take-over\" (the next one to ask gets the key) or \"hold\" (it is in doubt until an operator resolves it)"
+            .to_owned()
+    }
+
+    fn placeholder(&self) -> &'static str {
+        "POLICY"
+    }
+
+    fn read(&self, raw: &Raw) -> Result<OnLapse, String> {
+        match raw.text() {
+            Some("take-over") => Ok(OnLapse::TakeOver),
+            Some("hold") => Ok(OnLapse::Hold),
+            Some(_) | None => Err(wrong(&self.expected(), raw)),
+        }
+    }
+
+    fn show(&self, value: &OnLapse) -> Option<Raw> {
+        let name = match value {
+            OnLapse::TakeOver => "take-over",
+            OnLapse::Hold => "hold",
+        };
+        Some(Raw::Text(name.to_owned()))
     }
 }
 

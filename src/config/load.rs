@@ -9,7 +9,7 @@ use super::check::{PASSWORD_VARIABLE, check};
 use super::file::{self, EMPTY_TABLE, Entry};
 use super::form::Raw;
 use super::problem::{Origin, Problem, Problems, meant};
-use super::{Config, Setting};
+use super::{Config, Setting, namespaces};
 
 /// The variable that other programs of the kind are told by what to log: read where ours is not set.
 const LOG_VARIABLE: &str = "RUST_LOG";
@@ -80,6 +80,7 @@ impl Sources {
             }
         }
         if let Some(file) = &file {
+            config.namespaces.read(file, &entries, &mut origins, &mut problems);
             problems.extend(unknown(file, &entries, &known));
         }
         // What cannot be read may set anything.
@@ -152,6 +153,9 @@ fn unknown(file: &Path, entries: &[Entry], known: &BTreeSet<String>) -> Vec<Prob
     let table_of = |key: &str| known.iter().any(|known| known.starts_with(&format!("{key}.")));
     let problem = |entry: &Entry| {
         let key = entry.path.join(".");
+        if entry.path[0] == namespaces::TABLE {
+            return None;
+        }
         if known.contains(&key) || (table_of(&key) && entry.raw == EMPTY_TABLE) {
             return None;
         }

@@ -2,6 +2,7 @@
 //!
 //! - `table`: every setting, with its meaning, default and bounds.
 //! - `setting`, `form`: what a setting is, and how its value is written.
+//! - `namespaces`: what holds in each namespace.
 //! - `file`: TOML, read.
 //! - `load`: all sources brought together; `check`: what must hold between settings.
 //! - `problem`: what is wrong, and where.
@@ -11,6 +12,7 @@ mod check;
 mod file;
 mod form;
 mod load;
+mod namespaces;
 mod print;
 mod problem;
 mod setting;
@@ -22,11 +24,12 @@ mod tests;
 use std::fmt;
 
 pub use load::{Loaded, Sources};
+pub use namespaces::Namespaces;
 pub use print::reference;
 pub use problem::{Origin, Problem, Problems};
 pub use setting::{Reload, Setting};
 pub use store_url::{StoreUrl, StoreUrlError};
-pub use table::{Calls, Config, Coordination, Etcd, Limits};
+pub use table::{Calls, Config, Coordination, Etcd, Limits, Policy};
 
 /// What is never shown.
 #[derive(Clone, PartialEq, Eq)]

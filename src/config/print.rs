@@ -27,6 +27,16 @@ impl Loaded {
                 None => line(&mut text, &format!("# {name} is not set")),
             }
         }
+        for (table, policy) in config.namespaces.tables() {
+            line(&mut text, &format!("\n[{table}]"));
+            for setting in policy.settings() {
+                let key = format!("{table}.{}", setting.key);
+                let origin = self.origins.get(&key).map_or("as in [defaults]".to_owned(), Origin::to_string);
+                if let Some(value) = setting.show() {
+                    line(&mut text, &format!("{} = {value}  # {origin}", setting.key));
+                }
+            }
+        }
         if self.config.etcd_password.is_some() && !self.origins.contains_key("etcd.password_file") {
             line(&mut text, &format!("\n# The password of the etcd user is that in {PASSWORD_VARIABLE}."));
         }

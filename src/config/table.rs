@@ -5,10 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::form::{Address, Bytes, Count, File, Filter, Name, Optional, Store, Time};
+use super::form::{Address, Bytes, Count, File, Filter, Lapse, Name, Optional, Store, Time};
 use super::setting::settings;
-use super::{Secret, StoreUrl};
-use crate::record::limits::OUTCOME_MAX_BYTES;
+use super::{Namespaces, Secret, StoreUrl};
+use crate::record::OnLapse;
+use crate::record::limits::{
+    LOCK_TTL_DEFAULT, LOCK_TTL_MAX, LOCK_TTL_MIN, OUTCOME_MAX_BYTES, RETENTION_DEFAULT, RETENTION_MAX,
+    RETENTION_MIN,
+};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -46,6 +50,8 @@ settings! {
         rpc: Calls, "limits";
         /// How the store is asked.
         coordinator: Coordination, "limits";
+        /// What holds in each namespace.
+        namespaces: Namespaces, "defaults";
     }
     beside {
         /// The password of the etcd user. It has no key: files and command lines are there to be shown.
@@ -99,11 +105,9 @@ settings! {
     /// Every limit of calls. What is over one is refused with a reason, never queued.
     Calls {
         /// The longest that one call waits for somebody else's outcome, whatever it asks for
-        max_wait: Duration = s(60), Time(s(0)..=s(3_600)), Restart;
+        max_wait: Duration = s(60), Time(s(0)..=s(3_600)), Live;
         /// How long before the deadline of a call its waiting ends, so that the answer still arrives in time
-        deadline_margin: Duration = ms(100), Time(s(0)..=s(10)), Restart;
-        /// The largest encoded outcome
-        max_outcome_bytes: usize = OUTCOME_MAX_BYTES, Bytes(KIB..=OUTCOME_MAX_BYTES as u64), Restart;
+        deadline_margin: Duration = ms(100), Time(s(0)..=s(10)), Live;
         /// The largest request message. Well over an outcome, so that one that is a little too large is told its
         /// own limit
         max_message_bytes: usize = 2 * OUTCOME_MAX_BYTES, Bytes(64 * KIB..=64 * MIB), Restart;
@@ -116,7 +120,7 @@ settings! {
         /// beyond is refused
         max_waiting_calls: usize = 32_768, Count(0..=1_000_000), Restart;
         /// How many calls of one session may be open at once
-        max_session_calls: usize = 1_024, Count(1..=100_000), Restart;
+        max_session_calls: usize = 1_024, Count(1..=100_000), Live;
         /// How long a request may take to arrive whole. A session's stream may last for ever
         max_arrival: Duration = s(10), Time(ms(100)..=s(3_600)), Restart;
     }
@@ -129,5 +133,24 @@ settings! {
         poll: Duration = s(5), Time(ms(100)..=s(60)), Restart;
         /// How long a trip to the store may take before its outcome counts as unknown
         store_timeout: Duration = s(5), Time(s(1)..=s(60)), Restart;
+    }
+}
+
+settings! {
+    /// What holds in a namespace.
+    Policy {
+        /// The lock TTL of a Begin that names none
+        lock_ttl: Duration = LOCK_TTL_DEFAULT, Time(LOCK_TTL_MIN..=LOCK_TTL_MAX), Live;
+        /// The longest lock TTL that a Begin may ask for
+        max_lock_ttl: Duration = LOCK_TTL_MAX, Time(LOCK_TTL_MIN..=LOCK_TTL_MAX), Live;
+        /// The retention of a Begin that names none
+        retention: Duration = RETENTION_DEFAULT, Time(RETENTION_MIN..=RETENTION_MAX), Live;
+        /// The longest retention that a call may ask for
+        max_retention: Duration = RETENTION_MAX, Time(RETENTION_MIN..=RETENTION_MAX), Live;
+        /// What becomes of a claim that lapses, where its Begin does not say
+        on_lapse: OnLapse = OnLapse::TakeOver, Lapse, Live;
+        /// The largest encoded outcome. A claim tells its holder; one that was told more before this was lowered is
+        /// held to the lower limit
+        max_outcome_bytes: usize = OUTCOME_MAX_BYTES, Bytes(KIB..=OUTCOME_MAX_BYTES as u64), Live;
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::form::Raw;
 use super::*;
+use crate::record::OnLapse;
 
 /// A file with this text, in a directory of its own.
 fn file(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -166,6 +167,79 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_namespace_is_as_the_defaults_but_for_what_the_file_says_of_it() {
+    let text = "[namespaces.orders]\n\
+                lock_ttl = \"5s\"\n\
+                [namespaces.\"a.b\"]\n\
+                [defaults]\n\
+                lock_ttl = \"7s\"\n\
+                on_lapse = \"hold\"\n\
+                [namespaces.default]\n\
+                on_lapse = \"take-over\"\n";
+    let (_directory, path) = file(text);
+    let loaded = sources(Some(&path), &[("ONCED_DEFAULTS_RETENTION", "48h")], &[]).load().unwrap();
+    let s = std::time::Duration::from_secs;
+    let defaults =
+        Policy { lock_ttl: s(7), retention: s(48 * 3_600), on_lapse: OnLapse::Hold, ..Policy::default() };
+    let namespaces = &loaded.config.namespaces;
+    assert_eq!(*namespaces.of("unheard-of"), defaults);
+    assert_eq!(*namespaces.of("a.b"), defaults);
+    assert_eq!(*namespaces.of("orders"), Policy { lock_ttl: s(5), ..defaults.clone() });
+    assert_eq!(*namespaces.of("default"), Policy { on_lapse: OnLapse::TakeOver, ..defaults });
+
+    let printed = loaded.print();
+    for line in [
+        "[namespaces.\"a.b\"]".to_owned(),
+        format!("lock_ttl = \"5s\"  # {}:2", path.display()),
+        "retention = \"2d\"  # as in [defaults]".to_owned(),
+        "retention = \"2d\"  # ONCED_DEFAULTS_RETENTION".to_owned(),
+    ] {
+        assert!(printed.lines().any(|printed| printed == line), "no {line:?} in {printed}");
+    }
+    fs::write(&path, printed).unwrap();
+    assert_eq!(sources(Some(&path), &[], &[]).load().unwrap().config, loaded.config);
+}
+
+#[test]
+fn what_is_wrong_with_namespaces_is_told_with_all_else() {
+    let text = "[namespaces]\n\
+                orders = 5\n\
+                [namespaces.Orders]\n\
+                [namespaces.a.b]\n\
+                lock_ttl = \"5s\"\n\
+                [namespaces.x]\n\
+                locktll = 1\n\
+                retention = \"32d\"\n\
+                on_lapse = \"holt\"\n\
+                [namespaces.y]\n\
+                max_lock_ttl = \"20s\"\n\
+                max_retention = \"2h\"\n\
+                retention = \"3h\"\n\
+                [defaults]\n\
+                lock_ttl = \"2m\"\n\
+                max_lock_ttl = \"1m\"\n";
+    let expected = [
+        "onced.toml:2: namespaces.orders: expected a table, [namespaces.orders], found 5",
+        "onced.toml:3: namespaces.Orders: expected a namespace that matches [a-z0-9][a-z0-9._-]{0,62}",
+        "onced.toml:5: namespaces.a.b.lock_ttl: there is no such setting; a namespace with a dot in its name goes \
+         in quotes: [namespaces.\"a.…\"]",
+        "onced.toml:7: namespaces.x.locktll: there is no such setting: did you mean lock_ttl?",
+        "onced.toml:8: namespaces.x.retention: expected a time from 1m to 31d, such as \"30s\" or \"1h30m\", \
+         found \"32d\"",
+        "onced.toml:9: namespaces.x.on_lapse: expected \"take-over\" (the next one to ask gets the key) or \"hold\" \
+         (it is in doubt until an operator resolves it), found \"holt\"",
+        "onced.toml:11: namespaces.y.max_lock_ttl: is 20s, below namespaces.y.lock_ttl, which is 2m",
+        "onced.toml:13: namespaces.y.retention: is 3h, over namespaces.y.max_retention, which is 2h",
+        "onced.toml:15: defaults.lock_ttl: is 2m, over defaults.max_lock_ttl, which is 1m",
+    ];
+    assert_eq!(problems_of(text), expected);
+    assert_eq!(
+        problems_of("namespaces = 1"),
+        ["onced.toml:1: namespaces: expected a table for each namespace, [namespaces.NAME], found 1"]
+    );
+}
+
+#[test]
 fn what_does_not_fit_together_is_told_beside_what_is_wrong_by_itself() {
     let (directory, path) = file("user = \"onced\"");
     let password = path.display().to_string();
@@ -273,9 +347,13 @@ fn the_reference_is_the_page_in_docs_and_its_file_sets_every_default() {
         "write it anew: cargo run -- check-config --reference > docs/configuration.md"
     );
 
-    let start = reference.find("```toml\n").unwrap() + "```toml\n".len();
-    let toml = &reference[start..start + reference[start..].find("```").unwrap()];
-    let (_directory, path) = file(toml);
+    let examples: Vec<&str> =
+        reference.split("```toml\n").skip(1).map(|text| text.split("```").next().unwrap()).collect();
+    for example in &examples[1..] {
+        let (_directory, path) = file(example);
+        sources(Some(&path), &[], &[]).load().unwrap();
+    }
+    let (_directory, path) = file(examples[0]);
     let loaded = sources(Some(&path), &[], &[]).load().unwrap();
     assert_eq!(loaded.config, Config::default());
     let mut config = Config::default();

@@ -17,10 +17,11 @@ use tower::Service as _;
 
 use super::convert::request;
 use super::failure::Failure;
-use super::{Settings, routes};
+use super::{Live, routes};
 use crate::clock::Clock;
+use crate::config::Policy;
 use crate::coordinator::{self, Coordinator};
-use crate::record::limits::{self, OUTCOME_MAX_BYTES};
+use crate::record::limits;
 use crate::record::{Begin, Command, Key, Namespace, Record, RecordKey, Resolution, Timestamp, decide};
 use crate::store::{Expected, Loaded, Page, RecordStore, Revision, StoreError, Swapped, Watch};
 
@@ -31,14 +32,16 @@ const ADMIN: &str = "/onced.v1.AdminService";
 pub fn request(data: &[u8]) {
     let Some((&which, message)) = data.split_first() else { return };
     match which % 9 {
-        0 => check(message, |it| request::begin(it).map(|(key, begin, _)| begun(&key, begin))),
-        1 => check(message, |it| request::complete(it, OUTCOME_MAX_BYTES).map(|of| commanded(&of))),
+        0 => check(message, |it| {
+            request::begin(it, &Policy::default()).map(|(key, begin, _)| begun(&key, begin))
+        }),
+        1 => check(message, |it| request::complete(it, &Policy::default()).map(|of| commanded(&of))),
         2 => check(message, |it| request::renew(it).map(|of| commanded(&of))),
         3 => check(message, |it| request::release(it).map(|of| commanded(&of))),
         4 => check(message, |it| request::lookup(it).map(|(key, _)| named(&key))),
         5 => check(message, |it: v1::WatchRequest| request::watch(&it).map(|key| named(&key))),
         6 => check(message, |it: v1::ListRequest| request::list(&it).map(drop)),
-        7 => check(message, |it| request::resolve(it, OUTCOME_MAX_BYTES).map(|of| commanded(&of))),
+        7 => check(message, |it| request::resolve(it, &Policy::default()).map(|of| commanded(&of))),
         _ => check(message, |it: v1::DeleteRequest| request::delete(&it).map(|of| commanded(&of))),
     }
 }
@@ -184,7 +187,7 @@ static SERVER: LazyLock<Mutex<(Runtime, Routes)>> = LazyLock::new(|| {
     let _within = runtime.enter();
     let coordinator =
         Coordinator::new(Arc::new(Forgetful), Clock::system(), coordinator::Settings::default());
-    let routes = routes(coordinator, Settings::default(), CancellationToken::new());
+    let routes = routes(coordinator, Live::default(), CancellationToken::new());
     drop(_within);
     Mutex::new((runtime, routes.prepare()))
 });

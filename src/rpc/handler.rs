@@ -1,6 +1,5 @@
 //! The end of the stack: checks a request, asks the coordinator, and puts its word into a message.
 
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -8,11 +7,12 @@ use futures_util::future::BoxFuture;
 use onced_client::v1;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Settings;
 use super::call::{Answer, Call, Context, Places, Request, Response};
 use super::convert::{page_token, request, response};
 use super::failure::Failure;
+use super::{Live, Settings};
 use crate::clock::Clock;
+use crate::config::Policy;
 use crate::coordinator::{Applied, Begun, Coordinator, Listing, Patience};
 use crate::record::{Command, RecordKey, View};
 
@@ -26,7 +26,7 @@ const FILTER_CHUNKS: usize = 8;
 pub struct Handler {
     pub coordinator: Coordinator,
     pub clock: Clock,
-    pub settings: Arc<Settings>,
+    pub rules: Live,
 }
 
 impl tower::Service<Call> for Handler {
@@ -66,12 +66,13 @@ impl Handler {
         context: Context,
         places: Places,
     ) -> Result<Answer, Failure> {
-        let (key, begin, wait) = request::begin(request)?;
+        let policy = self.policy(&request.namespace);
+        let (key, begin, wait) = request::begin(request, &policy)?;
         let (patience, _place) = self.patience(wait, context, places);
         let patient_for = patience.until.since(patience.arrived);
         match self.coordinator.begin(key, begin, patience).await? {
             Begun::Claimed(claimed) => {
-                let claim = response::claim(&claimed, self.settings.max_outcome_bytes);
+                let claim = response::claim(&claimed, policy.max_outcome_bytes);
                 let result = Some(v1::begin_response::Result::Claim(claim));
                 Ok(Answer { response: Response::Begin(v1::BeginResponse { result }), claim: Some(claimed) })
             }
@@ -98,7 +99,8 @@ impl Handler {
     }
 
     async fn complete(&self, request: v1::CompleteRequest, places: Places) -> Result<Answer, Failure> {
-        let (key, command) = request::complete(request, self.settings.max_outcome_bytes)?;
+        let policy = self.policy(&request.namespace);
+        let (key, command) = request::complete(request, &policy)?;
         let (view, repeated) = self.apply(key, command, places).await?;
         let completed = response::completed_without_outcome(&view).ok_or(CONTRADICTION)?;
         Ok(v1::CompleteResponse { completed: Some(completed), repeated }.into())
@@ -118,7 +120,8 @@ impl Handler {
     }
 
     async fn resolve(&self, request: v1::ResolveRequest, places: Places) -> Result<Answer, Failure> {
-        let (key, command) = request::resolve(request, self.settings.max_outcome_bytes)?;
+        let policy = self.policy(&request.namespace);
+        let (key, command) = request::resolve(request, &policy)?;
         let (view, _) = self.apply(key.clone(), command, places).await?;
         let record = Some(response::summary(key.key.as_str(), &view));
         Ok(v1::ResolveResponse { record }.into())
@@ -160,6 +163,11 @@ impl Handler {
         Ok(v1::ListResponse { records, next_page_token }.into())
     }
 
+    /// What holds in a namespace now.
+    fn policy(&self, namespace: &str) -> Policy {
+        self.rules.load().namespaces.of(namespace).clone()
+    }
+
     /// Applies a command that leaves a record.
     async fn apply(&self, key: RecordKey, command: Command, places: Places) -> Result<(View, bool), Failure> {
         let Applied { view, repeated } = self.coordinator.apply(key, command, places.into_busy()).await?;
@@ -176,9 +184,13 @@ impl Handler {
     ) -> (Patience, Option<OwnedSemaphorePermit>) {
         let waiting = places.waiting.take();
         let busy = places.into_busy();
+        let (max_wait, deadline_margin) = {
+            let Settings { max_wait, deadline_margin, .. } = self.rules.load().settings;
+            (max_wait, deadline_margin)
+        };
         let arrived = context.arrived;
-        let wait = if waiting.is_some() { wait.min(self.settings.max_wait) } else { Duration::ZERO };
-        let answered_by = context.deadline.map(|deadline| deadline - self.settings.deadline_margin);
+        let wait = if waiting.is_some() { wait.min(max_wait) } else { Duration::ZERO };
+        let answered_by = context.deadline.map(|deadline| deadline - deadline_margin);
         let until = answered_by.map_or(arrived + wait, |by| by.min(arrived + wait));
         (Patience { arrived, until, busy }, waiting)
     }

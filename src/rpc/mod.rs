@@ -28,13 +28,14 @@ mod watch;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::config::Namespaces;
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminServiceServer;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyServiceServer;
-use crate::record::limits::OUTCOME_MAX_BYTES;
 
 use layers::edge::EdgeLayer;
 use layers::limit::Limits;
@@ -47,20 +48,31 @@ pub use budget::Budget;
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "onced.dev";
 
+/// What may change while calls are served: each call goes by the rules that hold when it comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The limits of calls. Those that need a restart count as they were at the start.
+    pub settings: Settings,
+    /// What holds in each namespace.
+    pub namespaces: Namespaces,
+}
+
+/// The rules that hold now.
+pub type Live = Arc<ArcSwap<Rules>>;
+
 /// Both services of the API, and reflection. Once `drain` is cancelled, watches and reflection streams end,
 /// and sessions close after their open calls.
-pub fn routes(coordinator: Coordinator, settings: Settings, drain: CancellationToken) -> Routes {
+pub fn routes(coordinator: Coordinator, rules: Live, drain: CancellationToken) -> Routes {
     // The coordinator's: a call's arrival is a moment on its clock.
     let clock = coordinator.clock().clone();
-    let max_outcome_bytes = settings.max_outcome_bytes.min(OUTCOME_MAX_BYTES);
-    let settings = Arc::new(Settings { max_outcome_bytes, ..settings });
+    let settings = Arc::new(rules.load().settings.clone());
     let limits = Limits::new(&settings);
     let store_failures = StoreFailures::new(clock.clone());
     let service = Service {
-        stack: layers::stack(coordinator.clone(), &clock, &settings, &limits, &store_failures),
+        stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &store_failures),
         coordinator,
         clock: clock.clone(),
-        settings: Arc::clone(&settings),
+        rules,
         limits,
         drain: drain.clone(),
         store_failures,

@@ -1,15 +1,13 @@
 //! The two services of the API. A unary call is a [`Call`] and nothing more: all that happens to it is in the
 //! layers and the handler, which a session's calls go through as well.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use onced_client::v1;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service as _;
 
-use super::Settings;
+use super::Live;
 use super::call::{self, Call, Context, Places};
 use super::failure::Failure;
 use super::layers::edge::{Arrival, Outbound};
@@ -32,7 +30,7 @@ pub struct Service {
     pub stack: Stack,
     pub coordinator: Coordinator,
     pub clock: Clock,
-    pub settings: Arc<Settings>,
+    pub rules: Live,
     pub limits: Limits,
     pub drain: CancellationToken,
     pub store_failures: StoreFailures,
@@ -131,7 +129,7 @@ impl IdempotencyService for Service {
             clock: self.clock.clone(),
             deadline,
             drain: self.drain.clone(),
-            max_calls: self.settings.max_session_calls,
+            max_calls: self.rules.load().settings.max_session_calls,
             inflow,
         };
         let outbound = Outbound::default();

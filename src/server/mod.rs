@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -66,8 +67,11 @@ pub async fn run(
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
     let (reporter, health) = health::pair();
     let draining = CancellationToken::new();
-    let routes =
-        rpc::routes(coordinator.clone(), config.rpc.clone(), draining.clone()).add_service(health).prepare();
+    let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules {
+        settings: config.rpc.clone(),
+        namespaces: config.namespaces.clone(),
+    }));
+    let routes = rpc::routes(coordinator.clone(), rules, draining.clone()).add_service(health).prepare();
     let connections = accept::Connections::new(routes, config.limits.clone(), draining);
 
     let monitor = reporter.monitor(clock.clone(), || coordinator.probe());
@@ -184,12 +188,11 @@ fn etcd_config(config: &Config, endpoints: Vec<String>, prefix: String, tls: boo
     let identity = etcd.cert.zip(etcd.key);
     let login = etcd.user.zip(config.etcd_password.clone());
     EtcdConfig {
-        endpoints,
-        prefix,
         call_timeout: etcd.call_timeout,
         tls: tls.then_some(EtcdTls { ca: etcd.ca, identity }),
         login: login.map(|(user, Secret(password))| EtcdLogin { user, password }),
         size: SizeWatch { quota_bytes: etcd.quota_bytes, ..SizeWatch::default() },
+        ..EtcdConfig::new(endpoints, prefix)
     }
 }
 

@@ -9,9 +9,10 @@ use onced_client::v1::{self, ErrorReason};
 use prost::Message;
 
 use super::super::failure::{Failure, Violation};
+use crate::config::Policy;
 use crate::record::limits::{
-    CHECKPOINT_MAX_BYTES, FINGERPRINT_MAX_BYTES, KEY_MAX_BYTES, LOCK_TTL_MAX, LOCK_TTL_MIN, OWNER_MAX_BYTES,
-    REASON_MAX_BYTES, RETENTION_MAX, RETENTION_MIN,
+    CHECKPOINT_MAX_BYTES, FINGERPRINT_MAX_BYTES, KEY_MAX_BYTES, LOCK_TTL_MIN, OWNER_MAX_BYTES,
+    REASON_MAX_BYTES, RETENTION_MIN,
 };
 use crate::record::{
     Checkpoint, FencingToken, Fingerprint, Key, Namespace, Outcome, OutcomeResult, RecordKey, RequestId,
@@ -114,19 +115,25 @@ impl Checks {
         Some(reason)
     }
 
-    pub fn lock_ttl(&mut self, ttl: Option<prost_types::Duration>, default: Duration) -> Option<Duration> {
-        let Some(sent) = ttl else { return Some(default) };
-        in_range(&sent, LOCK_TTL_MIN, LOCK_TTL_MAX).or_else(|| {
-            let limit = "must be 2 s to 1 h (unset: 30 s)";
+    pub fn lock_ttl(&mut self, ttl: Option<prost_types::Duration>, policy: &Policy) -> Option<Duration> {
+        let Policy { lock_ttl, max_lock_ttl, .. } = *policy;
+        let Some(sent) = ttl else { return Some(lock_ttl) };
+        in_range(&sent, LOCK_TTL_MIN, max_lock_ttl).or_else(|| {
+            let (min, max, default) = (bound(LOCK_TTL_MIN), bound(max_lock_ttl), bound(lock_ttl));
+            let limit = format!("must be {min} to {max} (unset: {default})");
             self.refuse(ErrorReason::TtlOutOfRange, "lock_ttl", limit, spelt(&sent))
         })
     }
 
     /// As for `fingerprint`: an unset retention is no error.
-    pub fn retention(&mut self, retention: Option<prost_types::Duration>) -> Option<Option<Duration>> {
+    pub fn retention(
+        &mut self,
+        retention: Option<prost_types::Duration>,
+        policy: &Policy,
+    ) -> Option<Option<Duration>> {
         let Some(sent) = retention else { return Some(None) };
-        in_range(&sent, RETENTION_MIN, RETENTION_MAX).map(Some).or_else(|| {
-            let limit = "must be 1 min to 31 d";
+        in_range(&sent, RETENTION_MIN, policy.max_retention).map(Some).or_else(|| {
+            let limit = format!("must be {} to {}", bound(RETENTION_MIN), bound(policy.max_retention));
             self.refuse(ErrorReason::RetentionOutOfRange, "retention", limit, spelt(&sent))
         })
     }
@@ -163,12 +170,12 @@ impl Checks {
     }
 
     /// The bound is on all of the outcome as encoded: metadata, content type and details count.
-    pub fn outcome(&mut self, outcome: Option<v1::Outcome>, max_bytes: usize) -> Option<Arc<Outcome>> {
+    pub fn outcome(&mut self, outcome: Option<v1::Outcome>, policy: &Policy) -> Option<Arc<Outcome>> {
         const REQUIRED: &str = "must hold a response or an error";
         let Some(outcome) = outcome else {
             return self.refuse(ErrorReason::OutcomeRequired, "outcome", REQUIRED, "no outcome");
         };
-        let bytes = outcome.encoded_len();
+        let (bytes, max_bytes) = (outcome.encoded_len(), policy.max_outcome_bytes);
         let v1::Outcome { result, content_type, metadata } = outcome;
         if bytes > max_bytes {
             let limit = format!("must have at most {max_bytes} bytes, encoded and everything included");
@@ -207,6 +214,16 @@ fn positive(sent: &prost_types::Duration) -> Option<Duration> {
     Some(Duration::new(seconds, nanos))
 }
 
+/// A bound as a person would say it.
+fn bound(time: Duration) -> String {
+    const UNITS: [(&str, u128); 4] = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
+    let ms = time.as_millis();
+    match UNITS.into_iter().find(|(_, unit)| ms >= *unit && ms.is_multiple_of(*unit)) {
+        Some((name, unit)) => format!("{} {name}", ms / unit),
+        None => format!("{ms} ms"),
+    }
+}
+
 fn spelt(sent: &prost_types::Duration) -> String {
     match (positive(sent), sent.nanos) {
         (Some(duration), _) => format!("{duration:?}"),
@@ -234,6 +251,7 @@ fn quoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::limits::{LOCK_TTL_MAX, RETENTION_MAX};
 
     fn sent(seconds: i64, nanos: i32) -> prost_types::Duration {
         prost_types::Duration { seconds, nanos }
@@ -260,6 +278,12 @@ mod tests {
         assert_eq!(range(1, 999_999_999), None);
         assert_eq!(range(3_600, 0), Some(LOCK_TTL_MAX));
         assert_eq!(range(3_600, 1), None);
+    }
+
+    #[test]
+    fn bounds_are_told_in_the_unit_that_people_would_take() {
+        let told = [RETENTION_MIN, RETENTION_MAX, LOCK_TTL_MIN, LOCK_TTL_MAX, Duration::from_millis(2_500)];
+        assert_eq!(told.map(bound), ["1 min", "31 d", "2 s", "1 h", "2500 ms"]);
     }
 
     #[test]

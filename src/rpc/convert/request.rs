@@ -7,7 +7,8 @@ use onced_client::v1::{self, ErrorReason};
 use super::super::failure::Failure;
 use super::check::Checks;
 use super::page_token;
-use crate::record::limits::{LOCK_TTL_DEFAULT, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, RETENTION_DEFAULT};
+use crate::config::Policy;
+use crate::record::limits::{PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX};
 use crate::record::{Begin, Command, Disposition, Key, Namespace, OnLapse, RecordKey, Resolution};
 
 type Checked<T> = Result<T, Failure>;
@@ -26,17 +27,18 @@ pub struct List {
 }
 
 /// A Begin, and how long it waits.
-pub fn begin(request: v1::BeginRequest) -> Checked<(RecordKey, Begin, Duration)> {
+pub fn begin(request: v1::BeginRequest, policy: &Policy) -> Checked<(RecordKey, Begin, Duration)> {
     let mut checks = Checks::default();
     let key = checks.record_key(&request.namespace, &request.key);
     let request_id = checks.request_id(&request.request_id);
     let fingerprint = checks.fingerprint(request.fingerprint);
     let owner = checks.owner(request.owner);
-    let lock_ttl = checks.lock_ttl(request.lock_ttl, LOCK_TTL_DEFAULT);
+    let lock_ttl = checks.lock_ttl(request.lock_ttl, policy);
     let wait = checks.wait("wait", request.wait);
-    let retention = checks.retention(request.retention);
+    let retention = checks.retention(request.retention, policy);
     let on_lapse = checks.known("on_lapse", request.on_lapse).map(|on_lapse| match on_lapse {
-        v1::OnLapse::Unspecified | v1::OnLapse::TakeOver => OnLapse::TakeOver,
+        v1::OnLapse::Unspecified => policy.on_lapse,
+        v1::OnLapse::TakeOver => OnLapse::TakeOver,
         v1::OnLapse::Hold => OnLapse::Hold,
     });
     let all = || {
@@ -45,7 +47,7 @@ pub fn begin(request: v1::BeginRequest) -> Checked<(RecordKey, Begin, Duration)>
             owner: owner?,
             fingerprint: fingerprint?,
             lock_ttl: lock_ttl?,
-            retention: retention?.unwrap_or(RETENTION_DEFAULT),
+            retention: retention?.unwrap_or(policy.retention),
             on_lapse: on_lapse?,
         };
         Some((key?, begin, wait?))
@@ -54,12 +56,12 @@ pub fn begin(request: v1::BeginRequest) -> Checked<(RecordKey, Begin, Duration)>
 }
 
 /// A Complete.
-pub fn complete(request: v1::CompleteRequest, max_outcome_bytes: usize) -> Checked<(RecordKey, Command)> {
+pub fn complete(request: v1::CompleteRequest, policy: &Policy) -> Checked<(RecordKey, Command)> {
     let mut checks = Checks::default();
     let key = checks.record_key(&request.namespace, &request.key);
     let token = checks.token(request.fencing_token);
-    let outcome = checks.outcome(request.outcome, max_outcome_bytes);
-    let retention = checks.retention(request.retention);
+    let outcome = checks.outcome(request.outcome, policy);
+    let retention = checks.retention(request.retention, policy);
     let all = || Some((key?, Command::Complete { token: token?, outcome: outcome?, retention: retention? }));
     checks.finish(all())
 }
@@ -151,14 +153,14 @@ pub fn list(request: &v1::ListRequest) -> Checked<List> {
 }
 
 /// A Resolve.
-pub fn resolve(request: v1::ResolveRequest, max_outcome_bytes: usize) -> Checked<(RecordKey, Command)> {
+pub fn resolve(request: v1::ResolveRequest, policy: &Policy) -> Checked<(RecordKey, Command)> {
     use v1::resolve_request::Resolution as Sent;
     let mut checks = Checks::default();
     let key = checks.record_key(&request.namespace, &request.key);
     let token = checks.token(request.fencing_token);
     let settled = match request.resolution {
         Some(Sent::Retry(v1::ResolveRetry {})) => Some(None),
-        Some(Sent::Outcome(outcome)) => checks.outcome(Some(outcome), max_outcome_bytes).map(Some),
+        Some(Sent::Outcome(outcome)) => checks.outcome(Some(outcome), policy).map(Some),
         None => checks.refuse(
             ErrorReason::ResolutionRequired,
             "resolution",
@@ -166,7 +168,7 @@ pub fn resolve(request: v1::ResolveRequest, max_outcome_bytes: usize) -> Checked
             "neither",
         ),
     };
-    let retention = checks.retention(request.retention);
+    let retention = checks.retention(request.retention, policy);
     let all = || {
         let resolution = match settled? {
             None => Resolution::Retry,

@@ -11,7 +11,7 @@ pub mod trace;
 
 use std::sync::Arc;
 
-use super::Settings;
+use super::Live;
 use super::handler::Handler;
 use crate::clock::Clock;
 use crate::coordinator::Coordinator;
@@ -26,11 +26,11 @@ pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<Handl
 pub fn stack(
     coordinator: Coordinator,
     clock: &Clock,
-    settings: &Arc<Settings>,
+    rules: &Live,
     limits: &Limits,
     store_failures: &trace::StoreFailures,
 ) -> Stack {
-    let handler = Handler { coordinator, clock: clock.clone(), settings: Arc::clone(settings) };
+    let handler = Handler { coordinator, clock: clock.clone(), rules: Arc::clone(rules) };
     let limit = limit::Limit { inner: handler, limits: limits.clone() };
     let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
     let panic = panic::Panic { inner: deadline };

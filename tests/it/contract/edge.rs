@@ -187,8 +187,9 @@ async fn without_a_place_to_wait_a_call_is_answered_at_once() {
 
 #[tokio::test]
 async fn a_lower_outcome_limit_is_told_and_kept() {
-    let settings = rpc::Settings { max_outcome_bytes: 10, ..rpc::Settings::default() };
-    let on = Fixture::with(Way::Session, settings).await;
+    let mut config = Config::default();
+    config.namespaces.defaults.max_outcome_bytes = 10;
+    let on = Fixture::configured(Way::Session, config).await;
     let claim = on.claim("a").await;
     assert_eq!(claim.max_outcome_bytes, 10);
     let over = on.caller.complete(complete("a", claim.fencing_token, b"123456789")).await;

@@ -4,6 +4,7 @@
 mod admin;
 mod edge;
 mod invalid;
+mod namespaces;
 mod raw;
 mod session;
 mod unary_and_session;
@@ -46,14 +47,15 @@ struct Fixture {
 
 impl Fixture {
     async fn new(way: Way) -> Self {
-        let store = Controlled::in_memory();
-        let server = TestServer::start(Arc::clone(&store) as _).await;
-        Self::of(way, store, server).await
+        Self::configured(way, usual()).await
     }
 
     async fn with(way: Way, settings: rpc::Settings) -> Self {
+        Self::configured(way, Config { rpc: settings, ..Config::default() }).await
+    }
+
+    async fn configured(way: Way, config: Config) -> Self {
         let store = Controlled::in_memory();
-        let config = Config { rpc: settings, ..Config::default() };
         let server = TestServer::start_with(Arc::clone(&store) as _, config).await;
         Self::of(way, store, server).await
     }
@@ -86,6 +88,11 @@ impl Fixture {
         self.caller.release(release).await.unwrap();
         claim
     }
+}
+
+/// What a server is like that nobody configured.
+fn usual() -> Config {
+    Config::default()
 }
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
@@ -195,14 +202,15 @@ fn assert_refused<T: std::fmt::Debug>(
     info
 }
 
-/// Runs each test over both ways.
+/// Runs each test over both ways, on a server with the usual configuration or with another.
 macro_rules! over_both {
-    ($($test:ident)*) => {
+    (configured($config:ident): $($test:ident)*) => {
         mod over_unary_calls {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    let on = crate::contract::Fixture::new(crate::contract::Way::Unary).await;
+                    let way = crate::contract::Way::Unary;
+                    let on = crate::contract::Fixture::configured(way, super::$config()).await;
                     crate::contract::in_time(super::$test(on)).await;
                 }
             )*
@@ -211,11 +219,16 @@ macro_rules! over_both {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    let on = crate::contract::Fixture::new(crate::contract::Way::Session).await;
+                    let way = crate::contract::Way::Session;
+                    let on = crate::contract::Fixture::configured(way, super::$config()).await;
                     crate::contract::in_time(super::$test(on)).await;
                 }
             )*
         }
+    };
+    ($($test:ident)*) => {
+        use crate::contract::usual;
+        crate::contract::over_both! { configured(usual): $($test)* }
     };
 }
 use over_both;
