@@ -358,3 +358,29 @@ impl<T, F: Form<T>> Form<Option<T>> for Optional<F> {
         value.as_ref().and_then(|value| self.0.show(value))
     }
 }
+
+/// How many of something there may be, if there is a bound.
+pub struct Quota(pub RangeInclusive<u32>);
+
+const UNLIMITED: &str = "unlimited";
+
+impl Form<Option<u32>> for Quota {
+    fn expected(&self) -> String {
+        format!("a whole number from {} to {}, or \"{UNLIMITED}\"", self.0.start(), self.0.end())
+    }
+
+    fn placeholder(&self) -> &'static str {
+        "COUNT"
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Option<u32>, String> {
+        if raw.text() == Some(UNLIMITED) {
+            return Ok(None);
+        }
+        Count(self.0.clone()).read(raw).map(Some).map_err(|_| wrong(&self.expected(), raw))
+    }
+
+    fn show(&self, value: &Option<u32>) -> Option<Raw> {
+        Some(value.map_or_else(|| Raw::Text(UNLIMITED.to_owned()), |count| Raw::Number(count.into())))
+    }
+}

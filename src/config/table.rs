@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::form::{Address, Bytes, Count, File, Filter, Lapse, Name, Optional, Store, Time};
+use super::form::{Address, Bytes, Count, File, Filter, Lapse, Name, Optional, Quota, Store, Time};
 use super::setting::settings;
 use super::{Namespaces, Secret, StoreUrl};
 use crate::record::OnLapse;
@@ -152,5 +152,14 @@ settings! {
         /// The largest encoded outcome. A claim tells its holder; one that was told more before this was lowered is
         /// held to the lower limit
         max_outcome_bytes: usize = OUTCOME_MAX_BYTES, Bytes(KIB..=OUTCOME_MAX_BYTES as u64), Live;
+        /// How many records may be begun in a second, and as many at once. A Begin that makes no claim costs nothing,
+        /// but while there is no room for one all are refused. Quotas count at each server by itself
+        begins_per_second: Option<u32> = None, Quota(1..=1_000_000), Live;
+        /// How many calls may wait at once, watches included. A Begin or Lookup beyond does not wait; a Watch beyond is
+        /// refused
+        max_waiters: Option<u32> = None, Quota(0..=1_000_000), Live;
+        /// How many claims that were begun at this server may be held. A Begin beyond is refused if it would make
+        /// another claim; one that waits still gets its claim when its turn comes
+        max_claims: Option<u32> = None, Quota(1..=10_000_000), Live;
     }
 }

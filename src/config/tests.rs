@@ -201,6 +201,28 @@ fn a_namespace_is_as_the_defaults_but_for_what_the_file_says_of_it() {
 }
 
 #[test]
+fn a_quota_is_a_number_or_unlimited() {
+    let text = "[defaults]\nmax_claims = 5\nmax_waiters = 0\n[namespaces.free]\nmax_claims = \"unlimited\"\n";
+    let (_directory, path) = file(text);
+    let loaded = sources(
+        Some(&path),
+        &[("ONCED_DEFAULTS_BEGINS_PER_SECOND", "unlimited")],
+        &[("defaults-max-waiters", "7")],
+    );
+    let namespaces = loaded.load().unwrap().config.namespaces;
+    let quotas = |name: &str| {
+        let Policy { begins_per_second, max_waiters, max_claims, .. } = *namespaces.of(name);
+        (begins_per_second, max_waiters, max_claims)
+    };
+    assert_eq!(quotas("any"), (None, Some(7), Some(5)));
+    assert_eq!(quotas("free"), (None, Some(7), None));
+    let told = [
+        "onced.toml:2: defaults.max_claims: expected a whole number from 1 to 10000000, or \"unlimited\", found 0",
+    ];
+    assert_eq!(problems_of("[defaults]\nmax_claims = 0"), told);
+}
+
+#[test]
 fn what_is_wrong_with_namespaces_is_told_with_all_else() {
     let text = "[namespaces]\n\
                 orders = 5\n\

@@ -2,7 +2,7 @@
 
 use onced_client::v1;
 use prost::Message as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::failure::Failure;
 use crate::clock::Moment;
@@ -33,6 +33,8 @@ pub struct Context {
 pub struct Places {
     /// For being at work.
     pub busy: Option<OwnedSemaphorePermit>,
+    /// Dropped with `busy`: tells the quota layer that the call only waits.
+    pub working: Option<oneshot::Sender<()>>,
     /// For waiting; without one the call does not wait.
     pub waiting: Option<OwnedSemaphorePermit>,
 }
@@ -40,7 +42,7 @@ pub struct Places {
 impl Places {
     /// The place for being at work, as the coordinator keeps it until the work ends.
     pub fn into_busy(self) -> Busy {
-        self.busy.map(|permit| Box::new(permit) as _)
+        self.busy.map(|permit| Box::new((permit, self.working)) as _)
     }
 }
 

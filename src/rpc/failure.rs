@@ -15,6 +15,8 @@ pub enum Failure {
     Coordinator(coordinator::Error),
     /// A limit of the server is reached.
     Overloaded(Limit),
+    /// A quota of the namespace is reached; nothing was written.
+    Quota(Quota),
     /// The deadline of the call passed.
     DeadlineExceeded,
     /// The request did not arrive whole within this time; nothing was done.
@@ -40,6 +42,19 @@ pub struct Violation {
     pub limit: String,
     /// What was sent instead.
     pub sent: String,
+}
+
+/// A quota of a namespace that is reached at this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The namespace.
+    pub namespace: String,
+    /// The name of the quota, as the settings have it.
+    pub limit: &'static str,
+    /// Its size.
+    pub size: u32,
+    /// When it may help to try again.
+    pub retry: Duration,
 }
 
 /// A limit of the server, with its size.

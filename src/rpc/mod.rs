@@ -3,7 +3,7 @@
 //! Every call, unary or of a session, is a `call::Call` that one stack of layers takes to the handler:
 //!
 //! ```text
-//! trace → panic → deadline → limit → handler → coordinator
+//! trace → panic → deadline → limit → quota → handler → coordinator
 //! ```
 //!
 //! Around all of it, at the level of HTTP, stands `layers::edge`: it notes when a call arrived, sees to it that
@@ -20,6 +20,7 @@ pub mod fuzzing;
 mod handler;
 pub mod health;
 mod layers;
+mod quota;
 mod reflection;
 mod service;
 mod session;
@@ -40,6 +41,7 @@ use crate::generated::onced_v1::idempotency_service_server::IdempotencyServiceSe
 use layers::edge::EdgeLayer;
 use layers::limit::Limits;
 use layers::trace::StoreFailures;
+use quota::Quotas;
 use service::Service;
 
 pub use crate::config::Calls as Settings;
@@ -67,13 +69,15 @@ pub fn routes(coordinator: Coordinator, rules: Live, drain: CancellationToken) -
     let clock = coordinator.clock().clone();
     let settings = Arc::new(rules.load().settings.clone());
     let limits = Limits::new(&settings);
+    let quotas = Quotas::new(&rules, &clock);
     let store_failures = StoreFailures::new(clock.clone());
     let service = Service {
-        stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &store_failures),
+        stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &quotas, &store_failures),
         coordinator,
         clock: clock.clone(),
         rules,
         limits,
+        quotas,
         drain: drain.clone(),
         store_failures,
     };

@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::layers::edge::{Arrival, Outbound};
 use super::layers::trace::StoreFailures;
 use super::layers::{Limits, Stack};
+use super::quota::Quotas;
 use super::session::{self, Session};
 use super::watch::{self, Watch};
 use crate::clock::Clock;
@@ -32,6 +33,7 @@ pub struct Service {
     pub clock: Clock,
     pub rules: Live,
     pub limits: Limits,
+    pub quotas: Quotas,
     pub drain: CancellationToken,
     pub store_failures: StoreFailures,
 }
@@ -113,7 +115,7 @@ impl IdempotencyService for Service {
             outbound: outbound.clone(),
             _place: self.limits.watch().map_err(|failure| failure.to_status())?,
         };
-        let stream = watch.open(&self.coordinator, request.get_ref());
+        let stream = watch.open(&self.coordinator, &self.quotas, request.get_ref());
         let mut response = stream.map(Response::new).map_err(|failure| failure.to_status())?;
         response.extensions_mut().insert(outbound);
         Ok(response)

@@ -50,6 +50,7 @@ impl Failure {
             },
             Failure::Coordinator(Error::Draining) => ErrorReason::Draining,
             Failure::Overloaded(_) => ErrorReason::Overloaded,
+            Failure::Quota(_) => ErrorReason::QuotaExceeded,
             Failure::DeadlineExceeded | Failure::Stalled(_) => ErrorReason::DeadlineExceeded,
             Failure::Cancelled => ErrorReason::Cancelled,
             Failure::UnknownMethod(_) | Failure::UnknownEncoding(_) => ErrorReason::Unimplemented,
@@ -70,7 +71,7 @@ impl Failure {
             let field_violations = violations.iter().map(Violation::to_field_violation).collect();
             details.push(any(tonic_types::BadRequest::TYPE_URL, &pb::BadRequest { field_violations }));
         }
-        if let Retry::After(delay) | Retry::Pushback(delay) = retry(reason) {
+        if let Retry::After(delay) | Retry::Pushback(delay) = self.retry() {
             let retry_delay = prost_types::Duration::try_from(delay).ok();
             details.push(any(tonic_types::RetryInfo::TYPE_URL, &pb::RetryInfo { retry_delay }));
         }
@@ -81,7 +82,7 @@ impl Failure {
     pub fn to_status(&self) -> tonic::Status {
         let status = self.to_rpc_status();
         let mut metadata = MetadataMap::new();
-        if let Retry::Pushback(delay) = retry(self.reason()) {
+        if let Retry::Pushback(delay) = self.retry() {
             metadata.insert(PUSHBACK, MetadataValue::from(u64::try_from(delay.as_millis()).unwrap_or(0)));
         }
         let details = status.encode_to_vec().into();
@@ -91,6 +92,14 @@ impl Failure {
             details,
             metadata,
         )
+    }
+
+    /// The retry hint: that of the reason, unless more is known.
+    fn retry(&self) -> Retry {
+        match self {
+            Failure::Quota(quota) => Retry::After(quota.retry),
+            _ => retry(self.reason()),
+        }
     }
 
     /// What happened, for the person who reads it. The text of a store's error stays in the log.
@@ -108,6 +117,10 @@ impl Failure {
             Failure::Overloaded(limit) => {
                 format!("this server is at its limit {} of {}; retry later", limit.name(), limit.size())
             }
+            Failure::Quota(quota) => format!(
+                "the namespace is at its quota {} of {} at this server, and nothing was written; retry later",
+                quota.limit, quota.size
+            ),
             Failure::DeadlineExceeded => {
                 "the deadline of the call passed before there was an answer; what it asked \
                  for may still happen: repeat it with the same arguments"
@@ -158,6 +171,11 @@ impl Failure {
             Failure::Overloaded(limit) => {
                 vec![("limit", limit.name().to_owned()), ("size", limit.size().to_string())]
             }
+            Failure::Quota(quota) => vec![
+                ("namespace", quota.namespace.clone()),
+                ("limit", quota.limit.to_owned()),
+                ("size", quota.size.to_string()),
+            ],
             Failure::UnknownMethod(path) => vec![("method", path.clone())],
             Failure::Coordinator(Error::Draining | Error::Fault)
             | Failure::DeadlineExceeded

@@ -15,6 +15,7 @@ use super::convert::{request, response};
 use super::failure::Failure;
 use super::layers::edge::Outbound;
 use super::layers::trace::{StoreFailures, Subject};
+use super::quota::Quotas;
 use crate::clock::{Clock, Moment};
 use crate::coordinator::{Coordinator, Views};
 use crate::record::View;
@@ -40,17 +41,23 @@ impl Watch {
     ///
     /// # Errors
     /// If the request is wrong, or the server shuts down.
-    pub fn open(self, coordinator: &Coordinator, request: &v1::WatchRequest) -> Result<Stream, Failure> {
+    pub fn open(
+        self,
+        coordinator: &Coordinator,
+        quotas: &Quotas,
+        request: &v1::WatchRequest,
+    ) -> Result<Stream, Failure> {
         let key = request::watch(request)?;
+        let waiter = quotas.watch(&key)?;
         let views = coordinator.watch(&key)?;
         // The stream is asked for one state at a time, when the client has taken the one before: a slow client
         // skips states and piles up nothing.
-        let states = stream::unfold(Some((self, views)), move |open| {
+        let states = stream::unfold(Some((self, views, waiter)), move |open| {
             let key = key.clone();
             async move {
-                let (mut watch, mut views) = open?;
+                let (mut watch, mut views, waiter) = open?;
                 match watch.next(&mut views).await? {
-                    Ok(state) => Some((Ok(state), Some((watch, views)))),
+                    Ok(state) => Some((Ok(state), Some((watch, views, waiter)))),
                     Err(failure) => {
                         watch.store_failures.log("Watch", &Subject::from(&key), &failure);
                         Some((Err(failure.to_status()), None))

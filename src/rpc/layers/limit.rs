@@ -50,7 +50,7 @@ impl Limits {
         };
         let busy = place(pool).ok_or(Failure::Overloaded(limit))?;
         let waiting = if call.request.asks_to_wait() { place(&self.waiting) } else { None };
-        Ok(Places { busy: Some(busy), waiting })
+        Ok(Places { busy: Some(busy), working: None, waiting })
     }
 }
 

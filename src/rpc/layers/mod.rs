@@ -5,6 +5,7 @@ pub mod edge;
 pub mod inbound;
 pub mod limit;
 mod panic;
+mod quota;
 #[cfg(test)]
 mod tests;
 pub mod trace;
@@ -13,13 +14,14 @@ use std::sync::Arc;
 
 use super::Live;
 use super::handler::Handler;
+use super::quota::Quotas;
 use crate::clock::Clock;
 use crate::coordinator::Coordinator;
 
 pub use limit::Limits;
 
 /// The handler with its layers.
-pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<Handler>>>>;
+pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<quota::Quota<Handler>>>>>;
 
 /// Puts the layers around a handler, the innermost first: whatever happens is traced, a panic anywhere becomes
 /// an answer, and the time to get a place counts against the deadline.
@@ -28,10 +30,13 @@ pub fn stack(
     clock: &Clock,
     rules: &Live,
     limits: &Limits,
+    quotas: &Quotas,
     store_failures: &trace::StoreFailures,
 ) -> Stack {
-    let handler = Handler { coordinator, clock: clock.clone(), rules: Arc::clone(rules) };
-    let limit = limit::Limit { inner: handler, limits: limits.clone() };
+    let handler =
+        Handler { coordinator: coordinator.clone(), clock: clock.clone(), rules: Arc::clone(rules) };
+    let quota = quota::Quota { inner: handler, quotas: quotas.clone(), coordinator };
+    let limit = limit::Limit { inner: quota, limits: limits.clone() };
     let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
     let panic = panic::Panic { inner: deadline };
     trace::Trace { inner: panic, clock: clock.clone(), store_failures: store_failures.clone() }

@@ -7,7 +7,7 @@ use tonic_types::StatusExt;
 
 use super::*;
 use crate::record::{Begin, Change, Command, Decision, Lock, OnLapse, RequestId, Timestamp, decide};
-use crate::rpc::failure::Limit;
+use crate::rpc::failure::{Limit, Quota};
 
 fn standing() -> Option<Box<View>> {
     let begin = Begin {
@@ -39,6 +39,11 @@ fn invalid(reason: ErrorReason) -> Failure {
     Failure::invalid(reason, "key", "must have 1 to 512 bytes", "0 bytes")
 }
 
+fn quota() -> Quota {
+    let namespace = "orders".to_owned();
+    Quota { namespace, limit: "max_claims", size: 5, retry: Duration::from_millis(1_500) }
+}
+
 /// Failure, code, reason, whether a retry helps, whether gRPC's policies are told to.
 fn table() -> Vec<(Failure, Code, &'static str, bool, bool)> {
     use Code as C;
@@ -60,6 +65,7 @@ fn table() -> Vec<(Failure, Code, &'static str, bool, bool)> {
         (Failure::Overloaded(Limit::Holders(1)), C::Unavailable, "OVERLOADED", true, true),
         (Failure::Overloaded(Limit::Waiting(1)), C::Unavailable, "OVERLOADED", true, true),
         (Failure::Overloaded(Limit::Session(1)), C::Unavailable, "OVERLOADED", true, true),
+        (Failure::Quota(quota()), C::ResourceExhausted, "QUOTA_EXCEEDED", true, false),
         (Failure::DeadlineExceeded, C::DeadlineExceeded, "DEADLINE_EXCEEDED", false, false),
         (Failure::Cancelled, C::Cancelled, "CANCELLED", false, false),
         (Failure::UnknownMethod("/a/B".to_owned()), C::Unimplemented, "UNIMPLEMENTED", false, false),
@@ -91,6 +97,15 @@ fn each_failure_has_its_code_reason_and_retry_hint() {
         assert_eq!(status.get_details_bad_request().is_some(), code == Code::InvalidArgument);
         assert!(!status.message().is_empty());
     }
+}
+
+#[test]
+fn a_quota_is_told_with_its_namespace_its_size_and_when_to_come_back() {
+    let status = Failure::Quota(quota()).to_status();
+    let metadata = status.get_details_error_info().unwrap().metadata;
+    let expected = [("namespace", "orders"), ("limit", "max_claims"), ("size", "5")];
+    assert_eq!(metadata, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(Duration::from_millis(1_500)));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod admin;
 mod edge;
 mod invalid;
 mod namespaces;
+mod quotas;
 mod raw;
 mod session;
 mod unary_and_session;
