@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::reload;
 
 use crate::clock::Moment;
 
@@ -49,6 +50,9 @@ pub enum Error {
         /// What is wrong with it.
         source: ParseError,
     },
+    /// The log is no longer written.
+    #[error("the log is no longer written")]
+    Over,
     /// Something else logs already.
     #[error("logging was set up before")]
     Twice,
@@ -58,17 +62,32 @@ pub enum Error {
 ///
 /// # Errors
 /// If the filter cannot be read, or logging was set up before.
-pub fn init(filter: &str) -> Result<(), Error> {
+pub fn init(filter: &str) -> Result<Log, Error> {
     let parsed = parse(filter)?;
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .compact()
         .with_env_filter(parsed)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         // Where a log cannot be written, telling so fails as well, and would end the process.
         .log_internal_errors(false)
-        .try_init()
-        .map_err(|_| Error::Twice)
+        .with_filter_reloading();
+    let handle = log.reload_handle();
+    log.try_init().map_err(|_| Error::Twice)?;
+    Ok(Log(Box::new(move |filter| handle.reload(filter))))
+}
+
+/// What is logged, to be changed.
+pub struct Log(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Log {
+    /// Logs what `filter` lets through from now on.
+    ///
+    /// # Errors
+    /// If the filter cannot be read, or nothing is logged any more.
+    pub fn set(&self, filter: &str) -> Result<(), Error> {
+        (self.0)(parse(filter)?).map_err(|_| Error::Over)
+    }
 }
 
 /// Whether a filter can be read.

@@ -8,6 +8,7 @@ mod exit;
 mod input;
 mod output;
 mod record;
+mod reload;
 mod serve;
 mod settings;
 

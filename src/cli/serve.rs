@@ -1,11 +1,16 @@
 //! `onced serve` and `onced check-config`.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use clap::Args;
 
 use super::exit::Exit;
 use super::output::{print, say};
+use super::reload::Reloads;
 use super::settings::SettingsArgs;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Loaded, Sources};
+use crate::rpc::Rules;
 use crate::server;
 use crate::telemetry;
 
@@ -30,36 +35,52 @@ pub struct CheckArgs {
 }
 
 /// A server that is ready to be started.
-pub struct Serve(Loaded);
+pub struct Serve {
+    sources: Sources,
+    loaded: Loaded,
+}
 
 impl Serve {
     /// What it runs with.
     #[cfg(test)]
     pub fn config(&self) -> &Config {
-        &self.0.config
+        &self.loaded.config
     }
 
     /// How many threads serve calls. Each more hands work to the others and wakes them: on two cores shared with
     /// etcd one took a fifth less of the processor than two, and a lone call was faster.
     pub fn worker_threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        self.0.config.worker_threads.unwrap_or_else(|| cores().div_ceil(2))
+        self.loaded.config.worker_threads.unwrap_or_else(|| cores().div_ceil(2))
     }
 
     /// Serves until it is told to end.
     pub async fn run(self) -> Exit {
-        let Loaded { config, file, doubts, .. } = self.0;
-        if let Err(error) = telemetry::init(&config.log) {
-            say(&error.to_string());
-            return Exit::Usage;
-        }
-        if let Some(file) = file {
-            tracing::info!(file = %file.display(), "settings are read from a file, too");
-        }
+        let Loaded { config, file, doubts, .. } = self.loaded;
+        let log = match telemetry::init(&config.log) {
+            Ok(log) => log,
+            Err(error) => {
+                say(&error.to_string());
+                return Exit::Usage;
+            }
+        };
         for doubt in doubts {
             tracing::warn!("{doubt}");
         }
-        match server::serve(config).await {
+        let rules = Arc::new(ArcSwap::from_pointee(Rules::of(&config)));
+        // Where there is no file nothing can have changed: the signal then ends the process, as it does when the
+        // terminal goes.
+        if let Some(file) = file {
+            match Reloads::listen(self.sources, config.clone(), Arc::clone(&rules), log) {
+                Ok(reloads) => drop(tokio::spawn(reloads.go_on())),
+                Err(error) => {
+                    say(&format!("cannot listen for signals: {error}"));
+                    return Exit::Failed;
+                }
+            }
+            tracing::info!(file = %file.display(), "settings come from a file, too; SIGHUP reads it again");
+        }
+        match server::serve(config, rules).await {
             Ok(()) => Exit::Done,
             Err(error) => {
                 say(&error.to_string());
@@ -72,11 +93,12 @@ impl Serve {
 impl ServeArgs {
     /// The server that these ask for; otherwise how the command has ended.
     pub fn prepare(self) -> Result<Serve, Exit> {
-        let loaded = load(self.settings)?;
+        let sources = self.settings.sources();
+        let loaded = load(&sources)?;
         if self.print_config {
             return Err(print(&loaded.print()));
         }
-        Ok(Serve(loaded))
+        Ok(Serve { sources, loaded })
     }
 }
 
@@ -85,7 +107,7 @@ pub fn check(args: CheckArgs) -> Exit {
     if args.reference {
         return print(&config::reference());
     }
-    match load(args.settings) {
+    match load(&args.settings.sources()) {
         Ok(loaded) => {
             for doubt in &loaded.doubts {
                 say(doubt);
@@ -96,8 +118,8 @@ pub fn check(args: CheckArgs) -> Exit {
     }
 }
 
-fn load(args: SettingsArgs) -> Result<Loaded, Exit> {
-    args.load().map_err(|problems| {
+fn load(sources: &Sources) -> Result<Loaded, Exit> {
+    sources.load().map_err(|problems| {
         for problem in problems.0 {
             say(&problem.to_string());
         }

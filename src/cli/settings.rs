@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
 
-use crate::config::{Config, Loaded, Problems, Sources};
+use crate::config::{Config, Sources};
 
 const CONFIG: &str = "config";
 
@@ -21,14 +21,6 @@ impl SettingsArgs {
     /// These, with the environment of this process.
     pub fn sources(self) -> Sources {
         Sources::of_process(self.file, self.flags)
-    }
-
-    /// The configuration that they and the environment come to.
-    ///
-    /// # Errors
-    /// All that is wrong.
-    pub fn load(self) -> Result<Loaded, Problems> {
-        self.sources().load()
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `namespaces`: what holds in each namespace.
 //! - `file`: TOML, read.
 //! - `load`: all sources brought together; `check`: what must hold between settings.
+//! - `reload`: what changes when it is read again.
 //! - `problem`: what is wrong, and where.
 //! - `print`: a configuration, and the reference of all settings, as text.
 
@@ -15,6 +16,7 @@ mod load;
 mod namespaces;
 mod print;
 mod problem;
+mod reload;
 mod setting;
 mod store_url;
 mod table;
@@ -27,6 +29,7 @@ pub use load::{Loaded, Sources};
 pub use namespaces::Namespaces;
 pub use print::reference;
 pub use problem::{Origin, Problem, Problems};
+pub use reload::Change;
 pub use setting::{Reload, Setting};
 pub use store_url::{StoreUrl, StoreUrlError};
 pub use table::{Calls, Config, Coordination, Etcd, Limits, Policy};

@@ -92,6 +92,7 @@ impl Namespaces {
     }
 }
 
-fn table_of(namespace: &str) -> String {
+/// The key of the table of a namespace.
+pub fn table_of(namespace: &str) -> String {
     format!("{TABLE}.{}", quoted(namespace))
 }

@@ -35,7 +35,7 @@ settings! {
         store: StoreUrl = StoreUrl::default(), Store, Restart;
         /// What to log to standard error: error, warn, info, debug or trace, or levels by target. RUST_LOG is read
         /// too, where ONCED_LOG is not set
-        log: String = "info".to_owned(), Filter, Restart;
+        log: String = "info".to_owned(), Filter, Live;
         /// How many threads serve calls. Unset: one for each two cores
         worker_threads: Option<usize> = None, Optional(Count(1..=1_024)), Restart;
         /// How long a shutdown may take before connections are dropped

@@ -44,6 +44,8 @@ fn every_setting_has_names_of_its_own_a_help_text_and_a_default_within_its_bound
             assert_eq!(setting.set(&default), Ok(()), "{key}");
             assert_eq!(setting.set(&Raw::Bare(default.bare())), Ok(()), "{key}");
             assert_eq!(setting.show(), Some(default), "{key}");
+        } else {
+            assert_eq!(setting.reload, Reload::Restart, "{key}: what is reloaded has a value");
         }
     }
     assert_eq!(config, Config::default());
@@ -340,6 +342,59 @@ fn what_is_printed_reads_as_the_same_configuration_and_shows_no_password() {
     fs::write(&path, &printed).unwrap();
     let again = sources(Some(&path), &[("ONCED_ETCD_PASSWORD", "hunter2")], &[]).load().unwrap();
     assert_eq!(again.config, loaded.config);
+}
+
+#[test]
+fn what_can_change_under_a_running_server_does_and_the_rest_is_told() {
+    let read = |text: &str| {
+        let (_directory, path) = file(text);
+        sources(Some(&path), &[], &[("limits-max-wait", "1s")]).load().unwrap().config
+    };
+    let mut running =
+        read("[limits]\nmax_wait = \"2s\"\n[namespaces.gone]\nlock_ttl = \"5s\"\n[namespaces.same]\n");
+    assert_eq!(running.take_over(running.clone()), []);
+    let new = read(
+        "log = \"debug\"\nworker_threads = 3\n[limits]\nmax_wait = \"3s\"\nmax_session_calls = 5\nconnections = 5\n\
+         [defaults]\nretention = \"48h\"\n[namespaces.\"n.ew\"]\nmax_claims = 5\n",
+    );
+    let changes = running.take_over(new.clone());
+    let told: Vec<String> = changes
+        .iter()
+        .map(|Change { key, from, to, reload }| format!("{reload:?} {key}: {from} to {to}"))
+        .collect();
+    let expected = [
+        "Live namespaces.gone.lock_ttl: 5s to 30s",
+        "Live namespaces.gone.retention: 1d to 2d",
+        "Live namespaces.\"n.ew\".retention: 1d to 2d",
+        "Live namespaces.\"n.ew\".max_claims: unlimited to 5",
+        "Live namespaces.same.retention: 1d to 2d",
+        "Live log: info to debug",
+        "Restart worker_threads: not set to 3",
+        "Restart limits.connections: 8192 to 5",
+        "Live limits.max_session_calls: 1024 to 5",
+        "Live defaults.retention: 1d to 2d",
+    ];
+    assert_eq!(told, expected);
+    let mut at_once = new.clone();
+    (at_once.worker_threads, at_once.limits.connections) = (None, Limits::default().connections);
+    assert_eq!(running, at_once);
+    // What needs a restart is told each time.
+    let again: Vec<String> = running.take_over(new).into_iter().map(|change| change.key).collect();
+    assert_eq!(again, ["worker_threads", "limits.connections"]);
+}
+
+#[test]
+fn a_new_password_needs_a_restart_and_is_not_told() {
+    let read = |password: &str| {
+        let variables =
+            [("ONCED_STORE", "etcd://x"), ("ONCED_ETCD_USER", "u"), ("ONCED_ETCD_PASSWORD", password)];
+        sources(None, &variables, &[]).load().unwrap().config
+    };
+    let mut running = read("hunter2");
+    let changes = running.take_over(read("hunter3"));
+    assert_eq!((changes.len(), changes[0].reload), (1, Reload::Restart));
+    assert!(!format!("{changes:?}").contains("hunter"));
+    assert_eq!(running, read("hunter2"));
 }
 
 #[test]

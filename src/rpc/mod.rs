@@ -33,7 +33,7 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::config::Namespaces;
+use crate::config::{Config, Namespaces};
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminServiceServer;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyServiceServer;
@@ -57,6 +57,13 @@ pub struct Rules {
     pub settings: Settings,
     /// What holds in each namespace.
     pub namespaces: Namespaces,
+}
+
+impl Rules {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self { settings: config.rpc.clone(), namespaces: config.namespaces.clone() }
+    }
 }
 
 /// The rules that hold now.

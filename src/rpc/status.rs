@@ -96,10 +96,7 @@ impl Failure {
 
     /// The retry hint: that of the reason, unless more is known.
     fn retry(&self) -> Retry {
-        match self {
-            Failure::Quota(quota) => Retry::After(quota.retry),
-            _ => retry(self.reason()),
-        }
+        if let Failure::Quota(quota) = self { Retry::After(quota.retry) } else { retry(self.reason()) }
     }
 
     /// What happened, for the person who reads it. The text of a store's error stays in the log.

@@ -64,13 +64,22 @@ pub async fn run(
     clock: Clock,
     shutdown: impl Future<Output = ()>,
 ) {
+    let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules::of(&config)));
+    run_by(rules, config, listener, store, clock, shutdown).await;
+}
+
+/// As [`run`], by rules that may change meanwhile.
+async fn run_by(
+    rules: rpc::Live,
+    config: Config,
+    listener: impl Listener,
+    store: Arc<dyn RecordStore>,
+    clock: Clock,
+    shutdown: impl Future<Output = ()>,
+) {
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
     let (reporter, health) = health::pair();
     let draining = CancellationToken::new();
-    let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules {
-        settings: config.rpc.clone(),
-        namespaces: config.namespaces.clone(),
-    }));
     let routes = rpc::routes(coordinator.clone(), rules, draining.clone()).add_service(health).prepare();
     let connections = accept::Connections::new(routes, config.limits.clone(), draining);
 
@@ -87,11 +96,11 @@ pub async fn run(
 }
 
 /// Opens the store, listens, says so on standard output, and serves until SIGTERM or SIGINT; a second
-/// signal ends it at once.
+/// signal ends it at once. The rules may change meanwhile.
 ///
 /// # Errors
 /// If it cannot start, if the store failed, or if the shutdown was interrupted.
-pub async fn serve(config: Config) -> Result<(), Error> {
+pub async fn serve(config: Config, rules: rpc::Live) -> Result<(), Error> {
     raise_file_limit();
     let (mut terminate, mut interrupt) =
         (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
@@ -103,7 +112,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     announce(address, &config.store);
 
     let stop = CancellationToken::new();
-    let server = run(config, listener, store, clock, stop.clone().cancelled_owned());
+    let server = run_by(rules, config, listener, store, clock, stop.clone().cancelled_owned());
     tokio::pin!(server);
     let failure = tokio::select! {
         biased;

@@ -57,6 +57,11 @@ impl ServerProcess {
         Self { child, address, store: store.to_owned() }
     }
 
+    /// The process.
+    pub fn child(&self) -> &Child {
+        &self.child.0
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -69,6 +74,12 @@ impl ServerProcess {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
         let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
         kilobytes << 10
+    }
+
+    /// Waits for its end, which is to be by this signal.
+    pub fn ended_by(&mut self, signal: rustix::process::Signal) {
+        let status = self.child.0.wait().expect("waits");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal.as_raw()), "{status}");
     }
 
     /// Ends it as kill -9 does, and starts it anew at the same address.

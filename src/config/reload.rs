@@ -1,0 +1,69 @@
+//! A configuration that is read again under a running server.
+
+use std::collections::BTreeSet;
+
+use super::form::Raw;
+use super::{Config, Policy, Reload};
+
+/// A setting that is not as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its key.
+    pub key: String,
+    /// What it was.
+    pub from: String,
+    /// What it is to be.
+    pub to: String,
+    /// Whether it is so now, or after a restart.
+    pub reload: Reload,
+}
+
+impl Config {
+    /// Takes over what can change under a running server. What cannot stays as it is.
+    pub fn take_over(&mut self, mut new: Config) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if self.etcd_password != new.etcd_password {
+            let hidden = || "not shown".to_owned();
+            let key = "the password of etcd.user".to_owned();
+            changes.push(Change { key, from: hidden(), to: hidden(), reload: Reload::Restart });
+        }
+        let named: BTreeSet<String> =
+            self.namespaces.named.keys().chain(new.namespaces.named.keys()).cloned().collect();
+        for name in named {
+            let (mut old, mut new) = (self.namespaces.of(&name).clone(), new.namespaces.of(&name).clone());
+            changes.extend(changed(&name, &mut old, &mut new));
+        }
+        self.namespaces.named = std::mem::take(&mut new.namespaces.named);
+        for (mut old, new) in self.settings().into_iter().zip(new.settings()) {
+            let (from, to) = (old.show(), new.show());
+            if from == to {
+                continue;
+            }
+            let mut reload = old.reload;
+            if reload == Reload::Live && !to.as_ref().is_some_and(|to| old.set(to).is_ok()) {
+                reload = Reload::Restart;
+            }
+            changes.push(Change { key: new.key, from: told(from), to: told(to), reload });
+        }
+        changes
+    }
+}
+
+/// What is no longer the same in a namespace.
+fn changed(name: &str, old: &mut Policy, new: &mut Policy) -> Vec<Change> {
+    let table = super::namespaces::table_of(name);
+    let both = old.settings().into_iter().zip(new.settings());
+    let different = both.filter(|(old, new)| old.show() != new.show());
+    different
+        .map(|(old, new)| Change {
+            key: format!("{table}.{}", new.key),
+            from: told(old.show()),
+            to: told(new.show()),
+            reload: new.reload,
+        })
+        .collect()
+}
+
+fn told(value: Option<Raw>) -> String {
+    value.map_or_else(|| "not set".to_owned(), |value| value.bare())
+}
