@@ -77,7 +77,7 @@ where
             used.begin(policy.begins_per_second, now).map_err(|after| on.too_many_begins(after))?;
         if let Some(most) = policy.max_claims
             && !reservation.claim(most, now)
-            && self.would_claim(&call).await?
+            && would_claim(&self.coordinator, &call).await?
         {
             return Err(on.too_many_claims());
         }
@@ -111,24 +111,6 @@ where
         answer
     }
 
-    /// Whether a Begin would make another claim, as the record stands: not if it is answered with what is there, nor
-    /// if it asks again for the claim that it has.
-    async fn would_claim(&self, call: &Call) -> Result<bool, Failure> {
-        // What is wrong with a request is told by who checks it.
-        let Request::Begin(request) = &call.request else { return Ok(false) };
-        let (Some(namespace), Some(key)) = (Namespace::new(&request.namespace), Key::new(&request.key))
-        else {
-            return Ok(false);
-        };
-        let arrived = call.context.arrived;
-        let at_once = Patience { arrived, until: arrived, busy: None };
-        match self.coordinator.lookup(RecordKey { namespace, key }, at_once).await {
-            Ok(View::Completed { .. } | View::InProgress { .. } | View::InDoubt { .. }) => Ok(false),
-            Ok(View::Available { .. }) | Err(Error::Refused { refusal: Refusal::NotFound, .. }) => Ok(true),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Notes what becomes of a claim.
     async fn of_claim(self, call: Call, on: &Namespaced) -> Result<Answer, Failure> {
         let counted = on.policy.max_claims.and_then(|_| claim_of(&call.request));
@@ -149,6 +131,23 @@ where
             Err(_) => {}
         }
         result
+    }
+}
+
+/// Whether a Begin would make another claim, as the record stands: not if it is answered with what is there, nor
+/// if it asks again for the claim that it has.
+async fn would_claim(coordinator: &Coordinator, call: &Call) -> Result<bool, Failure> {
+    // What is wrong with a request is told by who checks it.
+    let Request::Begin(request) = &call.request else { return Ok(false) };
+    let (Some(namespace), Some(key)) = (Namespace::new(&request.namespace), Key::new(&request.key)) else {
+        return Ok(false);
+    };
+    let arrived = call.context.arrived;
+    let at_once = Patience { arrived, until: arrived, busy: None };
+    match coordinator.lookup(RecordKey { namespace, key }, at_once).await {
+        Ok(View::Completed { .. } | View::InProgress { .. } | View::InDoubt { .. }) => Ok(false),
+        Ok(View::Available { .. }) | Err(Error::Refused { refusal: Refusal::NotFound, .. }) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -13,8 +13,7 @@ use crate::rpc::Live;
 use crate::rpc::call::Places;
 use crate::rpc::failure::{Failure, Quota};
 
-use used::Used;
-pub use used::{Reservation, Waiter};
+pub use used::{Used, Waiter};
 
 /// From how many namespaces on those that take up nothing are forgotten.
 const NAMESPACES_MIN: usize = 1_024;

@@ -77,11 +77,6 @@ mod claims {
         in_doubt_of(on.caller.begin(begin("doubt")).await.unwrap());
         let again = claim_of(on.caller.begin(mine).await.unwrap());
         assert_eq!((again.fencing_token, again.resumed), (first.fencing_token, true));
-        assert_refused(
-            on.caller.begin(v1::BeginRequest { request_id: "x".to_owned(), ..begin("new") }).await,
-            Code::InvalidArgument,
-            "REQUEST_ID_INVALID",
-        );
     }
 
     async fn what_holders_call_passes_at_the_quota(on: Fixture) {
