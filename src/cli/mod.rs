@@ -41,7 +41,7 @@ enum Command {
     /// Run a command once across hosts; every other invocation prints its output and exits with its code
     Exec(Box<exec::ExecArgs>),
     #[command(flatten)]
-    Call(Call),
+    Call(Box<Call>),
 }
 
 /// The commands that are calls of a client.

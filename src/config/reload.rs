@@ -40,7 +40,7 @@ impl Config {
                 continue;
             }
             let mut reload = old.reload;
-            if reload == Reload::Live && !to.as_ref().is_some_and(|to| old.set(to).is_ok()) {
+            if reload == Reload::Live && to.as_ref().is_none_or(|to| old.set(to).is_err()) {
                 reload = Reload::Restart;
             }
             changes.push(Change { key: new.key, from: told(from), to: told(to), reload });
