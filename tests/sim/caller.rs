@@ -18,8 +18,12 @@ use crate::scene::HEALED;
 const TTLS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(5)];
 /// How long records are kept.
 pub const RETENTION: Duration = Duration::from_secs(60);
+/// How long after its retention a record is gone: it hangs on a lease that it shares.
+pub const EXPIRES_WITHIN: Duration = Duration::from_secs(240);
 /// How much longer than its deadline a call is waited for.
 pub const GRACE: Duration = Duration::from_secs(1);
+/// How long after that nobody waits for an answer any more: what comes then is too late for sure.
+const A_MOMENT: Duration = Duration::from_millis(200);
 /// How often a call is tried, at most, while there are faults.
 const TRIES: usize = 6;
 const NAMESPACE: &str = "orders";
@@ -32,6 +36,8 @@ pub struct World {
     pub ttls_mixed: bool,
     /// Whether all faults are over.
     pub well: Cell<bool>,
+    /// How many reads found that a record was no longer kept.
+    pub expired: Cell<u64>,
 }
 
 /// The time of the simulation.
@@ -53,13 +59,15 @@ pub struct Caller {
     rng: Rng,
     lines: Vec<Line>,
     world: Rc<World>,
+    /// Whether this one has called since all faults were over.
+    seen_well: bool,
 }
 
 impl Caller {
     pub fn new(name: String, mut rng: Rng, servers: &[String], world: Rc<World>) -> Self {
         let way = if rng.bool() { Way::Unary } else { Way::Session };
         let lines = servers.iter().map(|server| Line::new(server.clone(), way)).collect();
-        Self { name, rng, lines, world }
+        Self { name, rng, lines, world, seen_well: false }
     }
 
     fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -142,6 +150,15 @@ impl Caller {
             let id = self.world.history.call(key, ask.recorded());
             self.attempt(&id, at, &ask).await;
         }
+    }
+
+    /// Lets a record expire, looks for it, and has the key completed anew.
+    pub async fn outlast(&mut self, key: &str) {
+        pass(RETENTION + EXPIRES_WITHIN).await;
+        if self.look_up(key).await == Some(Answer::NotFound) {
+            self.world.expired.update(|expired| expired + 1);
+        }
+        self.see_to_its_end(key, now() + EXPIRES_WITHIN).await;
     }
 
     async fn begin(&mut self, key: &str, on_lapse: v1::OnLapse, fingerprint: Bytes) -> Option<Answer> {
@@ -252,12 +269,18 @@ impl Caller {
     async fn attempt(&mut self, id: &OperationId, at: usize, ask: &Ask) -> Option<Answer> {
         // Some hang up early, mostly just before the answer comes.
         let well = self.world.well.get();
+        if well && !self.seen_well {
+            // A connection that the faults broke may yet cost a call its time: it is not the server's doing.
+            self.lines.iter_mut().for_each(Line::hang_up);
+            self.seen_well = true;
+        }
         let patience = (!well && self.rng.u8(..10) == 0).then(|| self.millis(10..400));
         let deadline = self.millis(1_000..4_000);
         let history = &self.world.history;
         history.sent(id, now(), well.then_some(deadline));
         let line = &mut self.lines[at];
-        let told = tokio::time::timeout(patience.unwrap_or(deadline + GRACE), line.call(ask, deadline)).await;
+        let patience_at_last = patience.unwrap_or(deadline + GRACE + A_MOMENT);
+        let told = tokio::time::timeout(patience_at_last, line.call(ask, deadline)).await;
         let failed: Failed = match told {
             Ok(Ok(answer)) => {
                 history.answered(id, now(), answer.clone());

@@ -15,7 +15,7 @@ use onced_history::{Bounds, History, Time, Totals};
 use turmoil::Sim;
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::caller::{Caller, GRACE, World};
+use crate::caller::{Caller, EXPIRES_WITHIN, GRACE, RETENTION, World};
 use crate::chaos::{Chaos, Stage};
 use crate::fake_etcd::{FakeEtcd, Member};
 use crate::net::PORT;
@@ -32,6 +32,8 @@ pub const HEALED: Time = Duration::from_secs(6);
 const LOOKED_AFTER: Duration = Duration::from_secs(20);
 /// When it is given up, if somebody is still not answered.
 const ENDS_AT_LAST: Time = Duration::from_secs(60);
+/// One seed of so many goes on until its records have expired. It takes many times as long as another.
+const ONE_OUTLASTS_OF: u8 = 32;
 /// What hosts do at once, before the next one has its turn.
 const TICK: Duration = Duration::from_millis(20);
 /// What the network takes to deliver, at most, while it is well; and a tick at least, so that no host hears of what
@@ -69,11 +71,13 @@ pub fn play(seed: u64) -> Story {
     fastrand::seed(seed);
     LAST.set(Duration::ZERO);
     let mut rng = Rng::with_seed(seed);
+    let outlasts = rng.u8(..ONE_OUTLASTS_OF) == 0;
+    let expiry = if outlasts { RETENTION + 2 * EXPIRES_WITHIN } else { Duration::ZERO };
     let mut sim = turmoil::Builder::new()
         .rng_seed(rng.u64(..))
         .epoch(UNIX_EPOCH)
         .tick_duration(TICK)
-        .simulation_duration(ENDS_AT_LAST)
+        .simulation_duration(ENDS_AT_LAST + expiry)
         .min_message_latency(TICK)
         .max_message_latency(LATENCY_MAX)
         .enable_random_order()
@@ -92,15 +96,17 @@ pub fn play(seed: u64) -> Story {
         keys: (0..KEYS).map(|i| format!("order-{i}").into()).collect(),
         ttls_mixed: rng.u8(..4) == 0,
         well: Cell::new(false),
+        expired: Cell::new(0),
     });
-    enter_callers(&mut sim, &mut rng, &world);
+    enter_callers(&mut sim, &mut rng, &world, outlasts);
     let chaos = Chaos::plan(rng.fork(), HEALED);
     weather.turn_bad();
     let locks_end_early = chaos.ends_locks_early();
     let ended = run(&mut sim, chaos, &etcd, &weather, &world);
     let elapsed = sim.elapsed();
     drop(sim);
-    let history = Rc::into_inner(world).expect("its callers are gone").history;
+    let World { history, expired, .. } = Rc::into_inner(world).expect("its callers are gone");
+    (0..expired.get()).for_each(|_| weather.count("records expired"));
     let verdict = ended.and_then(|()| judge(&history, elapsed, locks_end_early));
     let digest = digest(&history, &etcd);
     Story { history, faults: weather.counts(), verdict, digest }
@@ -128,7 +134,7 @@ fn run(
     }
 }
 
-fn enter_callers(sim: &mut Sim<'_>, rng: &mut Rng, world: &Rc<World>) {
+fn enter_callers(sim: &mut Sim<'_>, rng: &mut Rng, world: &Rc<World>, outlasts: bool) {
     let servers: Vec<String> = (0..SERVERS).map(server).collect();
     let mut caller = |name: String| Caller::new(name, rng.fork(), &servers, world.clone());
     for host in 0..CALLER_HOSTS {
@@ -147,6 +153,10 @@ fn enter_callers(sim: &mut Sim<'_>, rng: &mut Rng, world: &Rc<World>) {
         let keeping = keepers.into_iter().map(|(key, mut keeper)| async move {
             keeper.see_to_its_end(&key, HEALED + LOOKED_AFTER).await;
             keeper.look_around(&key).await;
+            if outlasts {
+                keeper.outlast(&key).await;
+                keeper.look_around(&key).await;
+            }
         });
         join_all(keeping).await;
         Ok(())

@@ -28,6 +28,7 @@ pub const NAMES: &[&str] = &[
     "events told twice",
     "last writes of a leader",
     "locks armed",
+    "records expired",
     "streams that broke",
     "watches cancelled by compaction",
     "writes refused for a lease that is gone",

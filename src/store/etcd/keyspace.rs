@@ -130,6 +130,16 @@ mod tests {
         }
 
         #[test]
+        fn where_a_namespace_ends_and_its_keys_begin_is_told_apart(
+            keyspace in prefixes(), begin in "[a-z0-9]{1,3}", end in "[a-z0-9._-]{1,3}", key in "[a-z/]{1,3}",
+        ) {
+            let longer = record_key(&format!("{begin}{end}"), &key);
+            let shorter = record_key(&begin, &format!("{end}{key}"));
+            prop_assert_ne!(keyspace.record(&longer), keyspace.record(&shorter));
+            prop_assert!(!keyspace.record(&longer).starts_with(&keyspace.records(&shorter.namespace)));
+        }
+
+        #[test]
         fn records_sentinels_and_marker_never_meet(
             (here, there) in (prefixes(), prefixes()), key in names(), lease in 1_i64..,
         ) {

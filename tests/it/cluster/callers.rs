@@ -15,6 +15,7 @@ use onced_client::v1::session_response::Answer;
 use onced_client::v1::{self, begin_response, lookup_response};
 use onced_history::{Bounds, Fate, History, Time, Totals};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tonic_types::Status;
 
 use crate::support::caller::{Caller, Unary};
@@ -42,6 +43,9 @@ pub struct World {
     begun: Moment,
     keys: Mutex<Vec<String>>,
     named: AtomicUsize,
+    /// How many tries failed since that was last asked for, and in all: not those whose answer a caller dropped.
+    failed: AtomicUsize,
+    failed_in_all: AtomicUsize,
     stop: CancellationToken,
 }
 
@@ -82,6 +86,8 @@ impl World {
             clock,
             keys: Mutex::default(),
             named: AtomicUsize::new(0),
+            failed: AtomicUsize::new(0),
+            failed_in_all: AtomicUsize::new(0),
             stop: CancellationToken::new(),
         };
         world.keys.lock().unwrap().extend((0..KEYS).map(|_| world.new_key()));
@@ -95,6 +101,21 @@ impl World {
 
     pub fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// How many tries failed since this was last asked for.
+    pub fn take_failed(&self) -> usize {
+        self.failed.swap(0, Ordering::Relaxed)
+    }
+
+    /// How many tries failed.
+    pub fn failed_in_all(&self) -> usize {
+        self.failed_in_all.load(Ordering::Relaxed)
+    }
+
+    fn count_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.failed_in_all.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The time in the history.
@@ -265,19 +286,35 @@ impl Participant {
             // One that hangs is left open in the history, which then says so.
             if let Ok(answer) = tokio::time::timeout(self.deadline + LATE_MAX + A_MOMENT, calling).await {
                 let is_lost = fastrand::usize(0..ONE_LOST_OF) == 0;
-                match recorded::told(&answer) {
+                match told(&answer) {
                     Ok(told) if !is_lost => {
                         history.answered(&id, self.world.time(), told);
                         return answer;
                     }
                     Ok(_) => history.failed(&id, Fate::Unknown(self.world.time())),
-                    Err(fate) => history.failed(&id, fate(self.world.time())),
+                    Err(fate) => {
+                        self.world.count_failed();
+                        history.failed(&id, fate(self.world.time()));
+                    }
                 }
             }
             assert!(clock.now().since(begun) < HANGS, "the service never came back: {call:?}");
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(100..300))).await;
         }
         unreachable!("the range has no end")
+    }
+}
+
+/// What a call was told, if anything: a server that is killed says nothing more.
+fn told(answer: &Result<Answer, Status>) -> Result<onced_history::Answer, fn(Time) -> Fate> {
+    match answer {
+        Err(status)
+            if status.details.is_empty()
+                && [Code::Unavailable, Code::Unknown, Code::Cancelled].contains(&status.code.into()) =>
+        {
+            Err(Fate::Unknown)
+        }
+        answer => recorded::told(answer),
     }
 }
 

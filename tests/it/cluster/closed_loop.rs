@@ -1,14 +1,16 @@
 //! Two servers on one cluster, callers of both who never stop, and members of the cluster that die, freeze, lose
-//! each other and come back meanwhile. `ONCED_TEST_ROUNDS` says how often all of that happens.
+//! each other and come back meanwhile; a server that is killed; answers that are lost, and an etcd that is full.
+//! `ONCED_TEST_ROUNDS` says how often all of that happens.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join;
 use tokio::task::block_in_place;
 
 use super::callers::{World, back_after, call_on, one_is_late, read_all};
+use crate::support::call_proxy::{CallProxy, Fate, TXN};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 use crate::support::onced::ServerProcess;
 use crate::support::rounds::rounds;
@@ -20,15 +22,60 @@ const A_WHILE: Duration = Duration::from_millis(500);
 struct Scene {
     etcd: EtcdCluster,
     world: Arc<World>,
+    processes: Mutex<[ServerProcess; 2]>,
     servers: [SocketAddr; 2],
+    /// Between the members and the second server.
+    proxies: Vec<CallProxy>,
 }
 
 impl Scene {
+    async fn set() -> Self {
+        let etcd = block_in_place(EtcdCluster::start);
+        let mut proxies = Vec::new();
+        for endpoint in etcd.endpoints() {
+            proxies.push(CallProxy::start(endpoint).await);
+        }
+        let proxied: Vec<_> = proxies.iter().map(CallProxy::endpoint).collect();
+        let stores = [etcd.endpoints(), proxied].map(|members| format!("etcd://{}/onced", members.join(",")));
+        let processes = block_in_place(|| stores.map(|store| ServerProcess::start(&store)));
+        let servers = processes.each_ref().map(ServerProcess::address);
+        Self { etcd, world: World::new(), processes: Mutex::new(processes), servers, proxies }
+    }
+
     /// Waits until both servers write again, and tells how long that took from when there was a quorum.
     async fn back(&self, what: &str, since: onced::clock::Moment) {
         let [one, other] = self.servers.map(|server| back_after(&self.world, server, since));
         let (one, other) = join(one, other).await;
-        println!("{what}: the servers write again after {one:.1?} and {other:.1?}");
+        let failed = self.world.take_failed();
+        println!("{what}: the servers write again after {one:.1?} and {other:.1?}, {failed} calls failed");
+    }
+
+    async fn a_server_dies(&self) {
+        let which = fastrand::usize(0..2);
+        block_in_place(|| {
+            let mut processes = self.processes.lock().expect("nobody panics with it");
+            processes[which].kill_and_restart();
+        });
+        self.back("a server killed and restarted", self.world.now()).await;
+    }
+
+    /// Transactions are done, and nobody hears of it.
+    async fn answers_are_lost(&self) {
+        let since = self.world.now();
+        for _ in 0..10 {
+            self.proxies.iter().for_each(|proxy| proxy.plan(TXN, 2, Fate::LoseAnswer));
+            tokio::time::sleep(A_WHILE / 5).await;
+        }
+        self.proxies.iter().for_each(CallProxy::forget_plan);
+        assert!(self.proxies.iter().any(|proxy| proxy.befallen().is_some()), "no answer was lost");
+        self.back("answers of etcd lost", since).await;
+    }
+
+    async fn etcd_is_full(&self) {
+        self.etcd.alarm_for_want_of_space(true).await;
+        tokio::time::sleep(2 * A_WHILE).await;
+        self.etcd.alarm_for_want_of_space(false).await;
+        self.back("etcd full, and no longer", self.world.now()).await;
     }
 
     async fn the_leader_dies(&self) {
@@ -114,11 +161,8 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_lose_each_other() {
-    let etcd = block_in_place(EtcdCluster::start);
-    let store = format!("etcd://{}/onced", etcd.endpoints().join(","));
-    let processes = block_in_place(|| [ServerProcess::start(&store), ServerProcess::start(&store)]);
-    let servers = [processes[0].address(), processes[1].address()];
-    let scene = Scene { etcd, world: World::new(), servers };
+    let scene = Scene::set().await;
+    let servers = scene.servers;
     let calling = tokio::spawn(call_on(Arc::clone(&scene.world), servers));
     for _ in 0..rounds(1) {
         tokio::time::sleep(A_WHILE).await;
@@ -128,6 +172,9 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_
         scene.messages_are_lost_one_way().await;
         scene.the_leader_moves().await;
         scene.history_is_compacted().await;
+        scene.a_server_dies().await;
+        scene.answers_are_lost().await;
+        scene.etcd_is_full().await;
         scene.there_is_no_quorum().await;
         block_in_place(|| scene.etcd.wait_healthy());
     }
@@ -141,5 +188,5 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_
     println!("{totals:?}, {MEMBERS} members");
     totals.shows_enough().unwrap_or_else(|missing| panic!("{missing}"));
     assert!(totals.claims > 100 && totals.outcomes > totals.keys, "{totals:?}");
-    assert!(totals.answered < totals.tries, "the faults were not felt: {totals:?}");
+    assert!(scene.world.failed_in_all() > 0, "the faults were not felt: {totals:?}");
 }

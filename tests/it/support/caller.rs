@@ -51,8 +51,12 @@ typed! {
 /// Calls the unary methods.
 pub struct Unary(pub IdempotencyServiceClient<Connection>);
 
-/// The status that a call carried in its details.
+/// The status that a call carried in its details; without any if it is no server's, but of a broken connection.
 pub fn rpc_status(status: &tonic::Status) -> Status {
+    if status.details().is_empty() {
+        let (code, message) = (status.code().into(), status.message().to_owned());
+        return Status { code, message, details: Vec::new() };
+    }
     let carried = Status::decode(status.details()).expect("details that are a google.rpc.Status");
     assert_eq!((carried.code, carried.message.as_str()), (status.code() as i32, status.message()));
     carried

@@ -4,7 +4,7 @@ use std::array;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use etcd_client::Client;
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client};
 use onced::store::etcd::EtcdConfig;
 
 use super::etcd::{EtcdProcess, Member, Ports, fresh_prefix, start_ready};
@@ -139,6 +139,19 @@ impl EtcdCluster {
             // Another member has already, if nothing was written since.
             let _ = client.kv_client().compact(revision, None).await;
             client.maintenance_client().defragment().await.expect("it defragments");
+        }
+    }
+
+    /// Has every member say that there is no space, or no longer.
+    pub async fn alarm_for_want_of_space(&self, on: bool) {
+        let action = if on { AlarmAction::Activate } else { AlarmAction::Deactivate };
+        for member in &self.members {
+            let id = u64::from_str_radix(&member.id(), 16).expect("an id");
+            let client = Client::connect([member.endpoint()], None).await.expect("a member");
+            let mut options = AlarmOptions::new();
+            options.with_member(id);
+            let alarm = client.maintenance_client().alarm(action, AlarmType::Nospace, Some(options)).await;
+            alarm.expect("it is noted");
         }
     }
 
