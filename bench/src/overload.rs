@@ -49,6 +49,8 @@ pub struct Args {
 
 /// How long a caller waits for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// What a server may take under any load, in MiB.
+const MEMORY_MAX_MIB: u64 = 1_024;
 /// The share of the capacity that is a normal load.
 const NORMAL: f64 = 0.5;
 /// How often calls are let go: as many at a time as are due.
@@ -266,16 +268,17 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let memory_peak = memory(server.pid())?;
     drop(progress);
 
+    let violations = violations(&normal, &over, memory_peak);
     let loads = [("normal", capacity * NORMAL, normal), ("overload", capacity * args.times, over)];
     let recovery_ms = recovery.as_secs_f64() * 1e3;
     if options.json {
         let loads = loads.iter().map(|(name, rate, tally)| describe(name, *rate, tally)).collect::<Vec<_>>();
         let report = json!({
             "capacity": capacity, "loads": loads, "recovery_ms": recovery_ms,
-            "memory_mib": { "before": memory_before, "peak": memory_peak },
+            "memory_mib": { "before": memory_before, "peak": memory_peak }, "violations": violations,
         });
         println!("{report:#}");
-        return Ok(());
+        return kept(&violations);
     }
     println!("capacity: {} pairs/s, {} bytes", figure(capacity), options.payload);
     for (name, rate, tally) in loads {
@@ -283,6 +286,27 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     }
     println!("as fast as normal again {} ms after the last answer", figure(recovery_ms));
     println!("server memory, at its peak: {memory_before} MiB before, {memory_peak} MiB after");
+    kept(&violations)
+}
+
+/// What must not have been, however slow the machine is.
+fn violations(normal: &Tally, over: &Tally, memory_peak: u64) -> Vec<String> {
+    let refused = over.begins_refused.len();
+    let lost = over.begins.len() - over.completes.len().min(over.begins.len());
+    let found = [
+        (over.begins_refused.is_empty(), "nothing was refused: that was no overload".to_owned()),
+        (over.begins.is_empty(), "no Begin was granted under overload".to_owned()),
+        (over.without_hint > 0, format!("{} of {refused} refusals have no hint", over.without_hint)),
+        (lost > 0, format!("{lost} holders could not complete while Begins were shed")),
+        (!normal.failed.is_empty(), format!("calls failed under normal load: {:?}", normal.failed)),
+        (!over.failed.is_empty(), format!("calls failed under overload: {:?}", over.failed)),
+        (memory_peak > MEMORY_MAX_MIB, format!("the server took {memory_peak} MiB, of {MEMORY_MAX_MIB}")),
+    ];
+    found.into_iter().filter(|(is_so, _)| *is_so).map(|(_, what)| what).collect()
+}
+
+fn kept(violations: &[String]) -> anyhow::Result<()> {
+    anyhow::ensure!(violations.is_empty(), "{}", violations.join("\n"));
     Ok(())
 }
 

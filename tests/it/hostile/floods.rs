@@ -30,6 +30,7 @@ async fn floods_of_frames_about_the_connection() {
     for (what, one) in unread {
         let (_wire, taken) = flood(&scene, &[], &one.repeat(1_000), 200).await;
         println!("{what}: {taken} thousand");
+        assert!(taken > 0, "{what}: it took none");
     }
     scene.end(LITTLE).await;
 }

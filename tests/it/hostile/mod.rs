@@ -55,6 +55,16 @@ impl Scene {
         self.server.address()
     }
 
+    /// Waits until the server keeps so much more than it had before: what is asked of it has come to something.
+    async fn has_grown_by(&self, least: u64) {
+        let grown = async {
+            while self.server.peak_memory() - self.before < least {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(server::HANGS, grown).await.expect("it keeps next to nothing");
+    }
+
     /// Ends the scene: the well-behaved caller got something done all the while, and the server never had more
     /// than so much memory beyond what it had before.
     async fn end(self, most: u64) {

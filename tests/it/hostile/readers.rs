@@ -11,6 +11,9 @@ use crate::support::frames::*;
 /// Close to the largest outcome.
 const LARGE: usize = (1 << 20) - 100;
 
+/// Half of what one connection may make the server keep.
+const KEPT_FOR_SURE: u64 = 32 * MIB;
+
 /// Makes a thousand calls with answers of 1 MiB, and takes nothing of them but what the system buffers.
 async fn unread(path: &str, message_of_call: Vec<u8>, window: u32) {
     let scene = Scene::new().await;
@@ -22,7 +25,8 @@ async fn unread(path: &str, message_of_call: Vec<u8>, window: u32) {
         let open = frame(HEADERS, END_HEADERS, stream, &call(path));
         assert!(wire.send(&[open, message(stream, END_STREAM, &message_of_call)].concat()).await);
     }
-    // Long enough for all of them to have been at the store.
+    scene.has_grown_by(KEPT_FOR_SURE).await;
+    // Long enough for the others to have been at the store.
     tokio::time::sleep(Duration::from_secs(2)).await;
     scene.end(KEPT).await;
 }
@@ -106,6 +110,7 @@ async fn sessions_of_one_connection_that_read_no_answers() {
         }
         assert!(wire.send(&sent).await);
     }
+    scene.has_grown_by(KEPT_FOR_SURE).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     scene.end(KEPT).await;
 }

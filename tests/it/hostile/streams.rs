@@ -5,6 +5,9 @@ use crate::support::frames::{
     END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Wire, call, frame, message,
 };
 
+/// How many streams of a connection may be open at once.
+const STREAMS_AT_ONCE: usize = 2_048;
+
 /// The streams of a connection, in order.
 fn streams() -> impl Iterator<Item = u32> {
     (0..).map(|number| 2 * number + 1)
@@ -26,12 +29,15 @@ async fn fifty_thousand_streams_at_once_end_the_connection() {
     let scene = Scene::new().await;
     let mut wire = Wire::connect(scene.address(), &[]).await;
     let headers = call(LOOKUP);
+    let mut taken = 0;
     for stream in streams().take(50_000) {
         if !wire.send(&frame(HEADERS, END_HEADERS, stream, &headers)).await {
             break;
         }
+        taken += 1;
     }
     assert!(wire.is_closed().await);
+    assert!(taken >= STREAMS_AT_ONCE, "closed after {taken}");
     scene.end(LITTLE).await;
 }
 
