@@ -34,7 +34,12 @@ impl Server {
                 Place::Etcd { endpoint, prefix } => format!("etcd://{endpoint}/{prefix}"),
                 Place::Embedded => format!("file:{}", dir.join("data").display()),
             };
-            ["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--store", &store].map(str::to_owned).into()
+            let listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+            [&["serve", "--log", "warn", "--store", &store], &listen[..]]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect()
         })?;
         for _ in 0..READY_STEPS {
             let output = child.output();

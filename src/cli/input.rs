@@ -11,6 +11,8 @@ use onced_client::v1::OnLapse;
 use onced_client::{Code, Outcome};
 use sha2::{Digest, Sha256};
 
+use crate::rpc::code_name;
+
 /// How durations are shown in the help.
 pub const DURATION: &str = "DURATION";
 
@@ -94,29 +96,6 @@ impl std::str::FromStr for ErrorCode {
             .ok_or_else(|| {
                 "write a gRPC status code such as NOT_FOUND, or its number from 1 to 16".to_owned()
             })
-    }
-}
-
-/// The name of a status code as gRPC spells it.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

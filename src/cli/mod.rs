@@ -5,6 +5,7 @@ mod admin;
 mod connect;
 mod exec;
 mod exit;
+mod health;
 mod input;
 mod output;
 mod record;
@@ -47,6 +48,8 @@ enum Command {
 /// The commands that are calls of a client.
 #[derive(Debug, Subcommand)]
 enum Call {
+    /// Ask servers whether calls are welcome there: exit code 0 if so, else 1
+    Health(health::HealthArgs),
     /// Claim a key, or learn what became of it
     Begin(record::BeginArgs),
     /// Store the outcome of a claimed key
@@ -106,6 +109,7 @@ fn run(mut threads: Builder, failed: u8, command: impl Future<Output = u8>) -> E
 impl Call {
     async fn run(self) -> Exit {
         match self {
+            Call::Health(args) => health::run(args).await,
             Call::Begin(args) => record::begin(args).await,
             Call::Complete(args) => record::complete(args).await,
             Call::Renew(args) => record::renew(args).await,

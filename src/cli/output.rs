@@ -14,7 +14,7 @@ use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::exit::Exit;
-use super::input::code_name;
+use crate::rpc::code_name;
 
 /// The longest response that is shown among other facts, in bytes.
 const SHOWN_MAX_BYTES: usize = 4 << 10;

@@ -12,7 +12,7 @@ use super::settings::SettingsArgs;
 use crate::config::{self, Config, Loaded, Sources};
 use crate::rpc::Rules;
 use crate::server;
-use crate::telemetry;
+use crate::telemetry::{self, span};
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -57,7 +57,7 @@ impl Serve {
     /// Serves until it is told to end.
     pub async fn run(self) -> Exit {
         let Loaded { config, file, doubts, .. } = self.loaded;
-        let log = match telemetry::init(&config.log) {
+        let log = match telemetry::init(&config.log, config.log_format) {
             Ok(log) => log,
             Err(error) => {
                 say(&error.to_string());
@@ -67,6 +67,15 @@ impl Serve {
         for doubt in doubts {
             tracing::warn!("{doubt}");
         }
+        let traces =
+            config.otlp_endpoint.as_deref().map(|endpoint| span::start(endpoint, config.trace_percent));
+        let traces = match traces.transpose() {
+            Ok(traces) => traces,
+            Err(error) => {
+                say(&error.to_string());
+                return Exit::Failed;
+            }
+        };
         let rules = Arc::new(ArcSwap::from_pointee(Rules::of(&config)));
         // Where there is no file nothing can have changed: the signal then ends the process, as it does when the
         // terminal goes.
@@ -80,7 +89,11 @@ impl Serve {
             }
             tracing::info!(file = %file.display(), "settings come from a file, too; SIGHUP reads it again");
         }
-        match server::serve(config, rules).await {
+        let ended = server::serve(config, rules).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        match ended {
             Ok(()) => Exit::Done,
             Err(error) => {
                 say(&error.to_string());

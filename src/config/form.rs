@@ -338,6 +338,31 @@ impl Form<String> for Name {
     }
 }
 
+/// The URL of a collector.
+pub struct Collector;
+
+impl Form<String> for Collector {
+    fn expected(&self) -> String {
+        "an URL without TLS or path, such as http://127.0.0.1:4317".to_owned()
+    }
+
+    fn placeholder(&self) -> &'static str {
+        "URL"
+    }
+
+    fn read(&self, raw: &Raw) -> Result<String, String> {
+        let url = raw.text().and_then(|text| text.parse::<http::Uri>().ok());
+        let fits =
+            |url: &http::Uri| url.scheme_str() == Some("http") && url.host().is_some() && url.path() == "/";
+        let url = url.filter(fits).ok_or_else(|| wrong(&self.expected(), raw))?;
+        Ok(url.to_string().trim_end_matches('/').to_owned())
+    }
+
+    fn show(&self, value: &String) -> Option<Raw> {
+        Some(Raw::Text(value.clone()))
+    }
+}
+
 /// What need not be set.
 pub struct Optional<F>(pub F);
 
@@ -382,5 +407,55 @@ impl Form<Option<u32>> for Quota {
 
     fn show(&self, value: &Option<u32>) -> Option<Raw> {
         Some(value.map_or_else(|| Raw::Text(UNLIMITED.to_owned()), |count| Raw::Number(count.into())))
+    }
+}
+
+/// What can be switched off.
+pub struct OrOff<F>(pub F);
+
+/// What switches it off.
+const OFF: &str = "off";
+
+impl<T, F: Form<T>> Form<Option<T>> for OrOff<F> {
+    fn expected(&self) -> String {
+        format!("{}; or \"{OFF}\"", self.0.expected())
+    }
+
+    fn placeholder(&self) -> &'static str {
+        self.0.placeholder()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Option<T>, String> {
+        if raw.text() == Some(OFF) {
+            return Ok(None);
+        }
+        self.0.read(raw).map(Some).map_err(|_| wrong(&self.expected(), raw))
+    }
+
+    fn show(&self, value: &Option<T>) -> Option<Raw> {
+        value.as_ref().map_or_else(|| Some(Raw::Text(OFF.to_owned())), |value| self.0.show(value))
+    }
+}
+
+/// One of a few words.
+pub struct OneOf<T: 'static>(pub &'static [(&'static str, T)]);
+
+impl<T: Copy + PartialEq> Form<T> for OneOf<T> {
+    fn expected(&self) -> String {
+        self.0.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
+    }
+
+    fn placeholder(&self) -> &'static str {
+        "WORD"
+    }
+
+    fn read(&self, raw: &Raw) -> Result<T, String> {
+        let found = self.0.iter().find(|(word, _)| raw.text() == Some(word));
+        found.map(|(_, value)| *value).ok_or_else(|| wrong(&self.expected(), raw))
+    }
+
+    fn show(&self, value: &T) -> Option<Raw> {
+        let found = self.0.iter().find(|(_, one)| one == value);
+        found.map(|(word, _)| Raw::Text((*word).to_owned()))
     }
 }

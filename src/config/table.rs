@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::form::{Address, Bytes, Count, File, Filter, Lapse, Name, Optional, Quota, Store, Time};
+use super::form::{
+    Address, Bytes, Collector, Count, File, Filter, Lapse, Name, OneOf, Optional, OrOff, Quota, Store, Time,
+};
 use super::setting::settings;
 use super::{Namespaces, Secret, StoreUrl};
 use crate::record::OnLapse;
@@ -13,6 +15,9 @@ use crate::record::limits::{
     LOCK_TTL_DEFAULT, LOCK_TTL_MAX, LOCK_TTL_MIN, OUTCOME_MAX_BYTES, RETENTION_DEFAULT, RETENTION_MAX,
     RETENTION_MIN,
 };
+use crate::telemetry::LogFormat;
+
+const LOG_FORMATS: &[(&str, LogFormat)] = &[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)];
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -30,12 +35,21 @@ settings! {
     Config {
         /// Where to listen for gRPC
         listen: SocketAddr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7411), Address, Restart;
+        /// Where to listen for health and metrics, over HTTP; off: nowhere
+        admin_listen: Option<SocketAddr> = Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7412)), OrOff(Address), Restart;
         /// Where records are kept: file:DIR, memory: (for tests), or etcd://HOST:PORT,HOST:PORT/prefix (etcds://:
         /// by TLS)
         store: StoreUrl = StoreUrl::default(), Store, Restart;
         /// What to log to standard error: error, warn, info, debug or trace, or levels by target. RUST_LOG is read
         /// too, where ONCED_LOG is not set
         log: String = "info".to_owned(), Filter, Live;
+        /// How to write it: for people, or in JSON, an object for each line
+        log_format: LogFormat = LogFormat::Pretty, OneOf(LOG_FORMATS), Restart;
+        /// Where to send traces, by OTLP over gRPC: the URL of a collector, without TLS. Unset: nowhere
+        otlp_endpoint: Option<String> = None, Optional(Collector), Restart;
+        /// Of the calls whose caller is in no trace, how many begin one, in percent. Callers that keep their traces
+        /// (W3C's traceparent) find all their calls in them
+        trace_percent: u32 = 100, Count(0..=100), Restart;
         /// How many threads serve calls. Unset: one for each two cores
         worker_threads: Option<usize> = None, Optional(Count(1..=1_024)), Restart;
         /// How long a shutdown may take before connections are dropped

@@ -421,7 +421,7 @@ fn the_reference_is_the_page_in_docs_and_its_file_sets_every_default() {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")).unwrap();
     assert!(
         page == reference,
-        "write it anew: cargo run -- check-config --reference > docs/configuration.md"
+        "write it anew: cargo run -p onced -- check-config --reference > docs/configuration.md"
     );
 
     let examples: Vec<&str> =

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Applied, Error, Inner};
 use crate::clock::wall_time;
-use crate::record::{Command, Decision, RecordKey, Refusal, View, decide};
+use crate::record::{Command, Decision, DoubtCause, RecordKey, Refusal, State, Timestamp, View, decide};
 use crate::store::{Expected, Loaded, StoreError, Swapped};
+use crate::telemetry::span;
 
 /// How often a command is decided anew before the caller is told to try again.
 const TRIES: u32 = 8;
@@ -35,13 +36,19 @@ async fn settle(
         let current: Option<Loaded> = match (guess.take(), known.take()) {
             (Some(guess), _) => Some(guess),
             (None, Some(current)) => current,
-            (None, None) => inner.load(key).await.map_err(Error::Store)?,
+            (None, None) => inner.load(key, span::place()).await.map_err(Error::Store)?,
         };
         match decide(command, current.as_ref().map(Loaded::seen), wall_time()) {
             Decision::Write(change) => {
                 let next = change.into_next();
-                match inner.swap(key, Expected::of(current.as_ref()), next.as_ref()).await {
+                let expected = Expected::of(current.as_ref());
+                match inner.swap(key, expected, next.as_ref(), span::place()).await {
                     Ok(Swapped::Done(revision)) => {
+                        if matches!(command, Command::Complete { .. })
+                            && current.is_some_and(|current| is_late(&current, wall_time()))
+                        {
+                            inner.meters.late_completes.increment(1);
+                        }
                         let view = inner.learned(key, next.map(|next| (next, revision)));
                         return Ok(Applied { view, repeated: false });
                     }
@@ -69,6 +76,15 @@ async fn settle(
 
 fn view(current: Option<&Loaded>) -> Option<View> {
     current.map(|loaded| View::of(&loaded.record, loaded.lock, wall_time()))
+}
+
+/// Whether the lock of a claim has lapsed, as far as a clock can tell: for the metrics alone.
+fn is_late(claim: &Loaded, now: Timestamp) -> bool {
+    match &claim.record.state {
+        State::InProgress { lock_ttl, armed_at, .. } => now.since(*armed_at) > *lock_ttl,
+        State::InDoubt { cause, .. } => *cause == DoubtCause::Lapse,
+        State::Released { .. } | State::Completed { .. } => false,
+    }
 }
 
 fn refused(refusal: Refusal, current: Option<&Loaded>) -> Error {

@@ -73,18 +73,20 @@ impl Unreceived {
             return;
         };
         for _ in 0..GIVE_BACK_TRIES {
-            match inner.swap(&key, Expected::At(won.revision), Some(&next)).await {
+            match inner.swap(&key, Expected::At(won.revision), Some(&next), None).await {
                 Ok(Swapped::Done(revision)) => {
+                    inner.meters.given_back.increment(1);
                     tracing::debug!(key = %key.short_hash(), "gave back a claim that nobody received");
                     inner.learned(&key, Some((next, revision)));
                     return;
                 }
                 // Somebody resumed it, or the first try did land.
-                Ok(Swapped::Conflict(_)) => return,
+                Ok(Swapped::Conflict(_)) => return inner.meters.kept.increment(1),
                 Err(StoreError::NotApplied(_) | StoreError::OutcomeUnknown(_)) => {}
                 Err(StoreError::Full(_) | StoreError::Corrupt { .. }) => break,
             }
         }
+        inner.meters.kept.increment(1);
         tracing::warn!(key = %key.short_hash(), "a claim that nobody received could not be given back; it will lapse");
     }
 }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod claimed;
+mod meters;
 mod room;
 #[cfg(test)]
 mod room_tests;
@@ -22,6 +23,9 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, Moment, wall_time};
 use crate::record::{Begin, Command, Key, Lock, Namespace, Record, RecordKey, Refusal, View};
 use crate::store::{Expected, Loaded, RecordStore, Revision, StoreError, Swapped, Watch};
+use crate::telemetry::span::{self, Span};
+use crate::telemetry::trace::TraceParent;
+use meters::{Meters, Outcome, Trip};
 use room::Wish;
 use rooms::{LatestView, Rooms, Ticket};
 
@@ -109,6 +113,7 @@ struct Inner {
     runtime: Handle,
     /// Claims this server wrote: first guesses of records, never the ground of an answer.
     claims: Mutex<LruCache<RecordKey, Loaded>>,
+    meters: Meters,
 }
 
 /// The states of a watched key.
@@ -147,6 +152,7 @@ impl Coordinator {
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
             claims: Mutex::new(LruCache::new(REMEMBERED_CLAIMS)),
+            meters: Meters::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -195,6 +201,7 @@ impl Coordinator {
             let _busy = busy;
             apply::apply(inner, key, command).await
         };
+        let work = span::at(span::place(), work);
         match self.inner.tasks.spawn_on(work, &self.inner.runtime).await {
             Ok(applied) => applied,
             Err(_) => Err(Error::Fault),
@@ -212,10 +219,11 @@ impl Coordinator {
         limit: usize,
     ) -> Result<Listing, Error> {
         let scan = self.inner.store.scan(namespace, after, limit);
-        let page = match tokio::time::timeout(self.inner.settings.store_timeout, scan).await {
-            Ok(page) => page.map_err(Error::Store)?,
-            Err(_) => return Err(Error::Store(StoreError::NotApplied("no answer in time".to_owned()))),
-        };
+        let page = self
+            .inner
+            .trip(Trip::Scan, span::place(), scan, StoreError::NotApplied)
+            .await
+            .map_err(Error::Store)?;
         let now = wall_time();
         let view = |(key, loaded): (Key, Loaded)| (key, View::of(&loaded.record, loaded.lock, now));
         Ok(Listing { records: page.records.into_iter().map(view).collect(), next: page.next })
@@ -230,7 +238,14 @@ impl Coordinator {
         let (Some(namespace), Some(key)) = (Namespace::new("onced.health"), Key::new("probe")) else {
             return Ok(());
         };
-        self.inner.load(&RecordKey { namespace, key }).await.map(drop)
+        self.inner.load(&RecordKey { namespace, key }, None).await.map(drop)
+    }
+
+    /// Tells the metrics how much there is of what it keeps.
+    pub fn count(&self) {
+        let Inner { meters, rooms, .. } = &*self.inner;
+        meters.claims.set(self.inner.claims().len() as f64);
+        meters.rooms.set(rooms.open() as f64);
     }
 
     /// Answers all waiters with `Draining`, lets no new ones in, and waits for the writes under way. Commands of
@@ -243,11 +258,14 @@ impl Coordinator {
 }
 
 impl Inner {
-    async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
-        match tokio::time::timeout(self.settings.store_timeout, self.store.load(key)).await {
-            Ok(loaded) => loaded.map_err(|error| error.of(key)),
-            Err(_) => Err(StoreError::NotApplied("no answer in time".to_owned())),
-        }
+    /// Reads a record, for calls that stand at `places` of their traces; so for the others.
+    async fn load(
+        &self,
+        key: &RecordKey,
+        places: impl IntoIterator<Item = TraceParent>,
+    ) -> Result<Option<Loaded>, StoreError> {
+        let load = self.store.load(key);
+        self.trip(Trip::Load, places, load, StoreError::NotApplied).await.map_err(|error| error.of(key))
     }
 
     async fn swap(
@@ -255,15 +273,35 @@ impl Inner {
         key: &RecordKey,
         expected: Expected,
         next: Option<&Record>,
+        places: impl IntoIterator<Item = TraceParent>,
     ) -> Result<Swapped, StoreError> {
-        match tokio::time::timeout(self.settings.store_timeout, self.store.swap(key, expected, next)).await {
-            Ok(swapped) => swapped.map_err(|error| error.of(key)),
-            Err(_) => Err(StoreError::OutcomeUnknown("no answer in time".to_owned())),
-        }
+        let swap = self.store.swap(key, expected, next);
+        self.trip(Trip::Swap, places, swap, StoreError::OutcomeUnknown).await.map_err(|error| error.of(key))
     }
 
     async fn watch(&self, key: &RecordKey) -> Option<Watch> {
-        tokio::time::timeout(self.settings.store_timeout, self.store.watch(key)).await.ok()?.ok()
+        self.trip(Trip::Watch, None, self.store.watch(key), StoreError::NotApplied).await.ok()
+    }
+
+    /// Waits for a trip to the store, but not without end, measures it, and makes a span of it. `late` is the error
+    /// of one that takes too long.
+    async fn trip<T>(
+        &self,
+        kind: Trip,
+        places: impl IntoIterator<Item = TraceParent>,
+        trip: impl Future<Output = Result<T, StoreError>>,
+        late: impl FnOnce(String) -> StoreError,
+    ) -> Result<T, StoreError>
+    where
+        for<'a> Outcome: From<&'a T>,
+    {
+        let mut span = Span::within(kind.span(), places);
+        let began = self.clock.now();
+        let came = tokio::time::timeout(self.settings.store_timeout, span::at(span.place(), trip)).await;
+        let outcome = Outcome::of(&came);
+        self.meters.trip(kind, outcome, self.clock.now().since(began));
+        outcome.tell(&mut span);
+        came.unwrap_or_else(|_| Err(late("no answer in time".to_owned())))
     }
 
     /// What this server's own write left: for its waiters, and as a guess for the next command of the holder.

@@ -70,7 +70,7 @@ pub(super) enum Action {
     /// Send a load.
     Load,
     /// Send a swap on behalf of a waiter.
-    Swap { expected: Expected, next: Record },
+    Swap { waiter: WaiterId, expected: Expected, next: Record },
     /// Watch the key.
     StartWatch,
     /// This waiter only waits from here on.
@@ -425,8 +425,8 @@ impl Room {
             self.hinted = false;
             actions.push(match &trip {
                 Trip::Load => Action::Load,
-                Trip::Swap { expected, change, .. } => match Change::clone(change).into_next() {
-                    Some(next) => Action::Swap { expected: *expected, next },
+                Trip::Swap { waiter, expected, change } => match Change::clone(change).into_next() {
+                    Some(next) => Action::Swap { waiter: *waiter, expected: *expected, next },
                     None => Action::Load,
                 },
             });

@@ -265,7 +265,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Load => self.send(Sent::Load),
-                Action::Swap { expected, next } => self.send(Sent::Swap(expected, Box::new(next))),
+                Action::Swap { expected, next, .. } => self.send(Sent::Swap(expected, Box::new(next))),
                 Action::StartWatch => {
                     self.watching = true;
                     self.tell(Event::Watching(true));

@@ -13,11 +13,14 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::claimed::Claimed;
+use super::meters::Meters;
 use super::room::{Action, Answer, Event, Room, WaiterId, Wish};
 use super::{Begun, Busy, Error, Inner, Patience};
 use crate::clock::{Moment, wall_time};
 use crate::record::{RecordKey, View};
 use crate::store::{Loaded, Watch};
+use crate::telemetry::span;
+use crate::telemetry::trace::TraceParent;
 
 /// How long the next read of a room waits at most for the answers of the last one to be taken.
 const TAKEN_WITHIN: Duration = Duration::from_millis(100);
@@ -53,6 +56,8 @@ struct Seat {
     arrived: Moment,
     /// What the call holds while it works; dropped once it only waits.
     busy: Busy,
+    /// Where the call stands in its trace.
+    place: Option<TraceParent>,
     reply: ReplyTo,
 }
 
@@ -94,6 +99,11 @@ impl Rooms {
         }
     }
 
+    /// How many are open.
+    pub(super) fn open(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Answers all waiters with `Draining`, and lets nobody in any more.
     pub(super) fn drain(&self) {
         let open = self.lock();
@@ -108,7 +118,8 @@ impl Rooms {
 pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patience: Patience) -> Reply {
     let (reply, mut answer) = oneshot::channel();
     let patient = patience.until > patience.arrived;
-    let seat = Seat { arrived: patience.arrived, busy: patience.busy, reply: ReplyTo::Once(reply) };
+    let (arrived, busy, place) = (patience.arrived, patience.busy, span::place());
+    let seat = Seat { arrived, busy, place, reply: ReplyTo::Once(reply) };
     let ticket = enter(inner, key, wish, patient, seat)?;
     let left = patience.until.since(inner.clock.now());
     let answer = tokio::select! {
@@ -128,7 +139,8 @@ pub(super) fn subscribe(
     key: &RecordKey,
 ) -> Result<(Ticket, watch::Receiver<LatestView>), Error> {
     let (reply, views) = watch::channel(None);
-    let seat = Seat { arrived: inner.clock.now(), busy: None, reply: ReplyTo::Views(reply) };
+    let (arrived, place) = (inner.clock.now(), span::place());
+    let seat = Seat { arrived, busy: None, place, reply: ReplyTo::Views(reply) };
     Ok((enter(inner, key, Wish::Watch, true, seat)?, views))
 }
 
@@ -284,20 +296,23 @@ impl RoomTask {
     fn act(&mut self, action: Action, sent_at: Option<Moment>) {
         match action {
             Action::Load => {
-                let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
+                let (inner, key, places) = (Arc::clone(&self.inner), self.key.clone(), self.places());
                 let untaken = self.untaken.clone();
                 let trip = Box::pin(async move {
                     if !untaken.is_empty() {
                         let _ = tokio::time::timeout(TAKEN_WITHIN, untaken.wait()).await;
                     }
-                    Event::Loaded(inner.load(&key).await)
+                    Event::Loaded(inner.load(&key, places).await)
                 });
                 self.trip = Some((self.inner.clock.now(), trip));
             }
-            Action::Swap { expected, next } => {
+            Action::Swap { waiter, expected, next } => {
                 let (inner, key) = (Arc::clone(&self.inner), self.key.clone());
+                let place = self.seats.get(&waiter).and_then(|seat| seat.place);
                 let trip =
-                    Box::pin(async move { Event::Swapped(inner.swap(&key, expected, Some(&next)).await) });
+                    Box::pin(
+                        async move { Event::Swapped(inner.swap(&key, expected, Some(&next), place).await) },
+                    );
                 self.trip = Some((self.inner.clock.now(), trip));
             }
             Action::StartWatch => {
@@ -316,6 +331,17 @@ impl RoomTask {
             }
             Action::Answer(id, answer) => self.answer(id, answer, sent_at),
         }
+    }
+
+    /// Where those who are here stand in their traces, in order of arrival.
+    fn places(&self) -> Vec<TraceParent> {
+        if !span::is_on() {
+            return Vec::new();
+        }
+        let mut places: Vec<_> =
+            self.seats.iter().filter_map(|(id, seat)| Some((*id, seat.place?))).collect();
+        places.sort_unstable_by_key(|(id, _)| *id);
+        places.into_iter().map(|(_, place)| place).collect()
     }
 
     fn answer(&mut self, id: WaiterId, answer: Answer, sent_at: Option<Moment>) {
@@ -340,7 +366,11 @@ impl RoomTask {
         // A claim that finds nobody here is dropped, and so given back.
         match seat {
             Some(Seat { reply: ReplyTo::Once(waiter), busy, .. }) => {
-                let _untaken = replays.then(|| self.untaken.token());
+                let _untaken = replays.then(|| {
+                    let Meters { replays_of_store, replays_of_memory, .. } = &self.inner.meters;
+                    if sent_at.is_some() { replays_of_store } else { replays_of_memory }.increment(1);
+                    self.untaken.token()
+                });
                 drop(waiter.send(Sent { reply, _busy: busy, _untaken }));
             }
             Some(Seat { reply: ReplyTo::Views(views), .. }) => {

@@ -62,7 +62,7 @@ impl Hold {
             Some(more) => {
                 let sum = |held: usize| held.checked_add(more).filter(|sum| sum <= limit);
                 held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
-                    .map_err(|_| Failure::Overloaded(Limit::Bytes(*limit)))?;
+                    .map_err(|_| super::layers::limit::shed(Limit::Bytes(*limit)))?;
             }
         }
         self.bytes = bytes;

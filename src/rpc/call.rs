@@ -7,6 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::failure::Failure;
 use crate::clock::Moment;
 use crate::coordinator::{Busy, Claimed};
+use crate::telemetry::trace::TraceParent;
 
 /// A call on its way through the layers.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Context {
     pub arrived: Moment,
     /// When nobody waits for the answer any more.
     pub deadline: Option<Moment>,
+    /// Where it stands in the trace of its caller, if there is one.
+    pub trace: Option<TraceParent>,
 }
 
 /// The places that a call takes up under the server's limits, free again when dropped.
@@ -56,7 +59,35 @@ pub struct Answer {
 }
 
 macro_rules! calls {
-    ($($name:ident($request:ident) -> $response:ident;)*) => {
+    ($($name:ident($request:ident) -> $response:ident, $service:literal;)*) => {
+        /// The method that a call is of.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Rpc {
+            $(
+                #[doc = concat!("A ", stringify!($name), ".")]
+                $name,
+            )*
+        }
+
+        impl Rpc {
+            /// All of them.
+            pub const ALL: &[Rpc] = &[$(Rpc::$name),*];
+
+            /// Its name, without its service.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Rpc::$name => stringify!($name),)*
+                }
+            }
+
+            /// Its name and that of its service.
+            pub fn method(self) -> &'static str {
+                match self {
+                    $(Rpc::$name => concat!("onced.v1.", $service, "/", stringify!($name)),)*
+                }
+            }
+        }
+
         /// What can be asked.
         #[derive(Debug)]
         pub enum Request {
@@ -85,11 +116,16 @@ macro_rules! calls {
         }
 
         impl Request {
-            /// The name of the RPC.
-            pub fn rpc(&self) -> &'static str {
+            /// Which method it is of.
+            pub fn kind(&self) -> Rpc {
                 match self {
-                    $(Request::$name(_) => stringify!($name),)*
+                    $(Request::$name(_) => Rpc::$name,)*
                 }
+            }
+
+            /// The name of that.
+            pub fn rpc(&self) -> &'static str {
+                self.kind().name()
             }
 
             /// The namespace and the key, unchecked. A List has no key.
@@ -128,14 +164,14 @@ macro_rules! calls {
 }
 
 calls! {
-    Begin(BeginRequest) -> BeginResponse;
-    Complete(CompleteRequest) -> CompleteResponse;
-    Renew(RenewRequest) -> RenewResponse;
-    Release(ReleaseRequest) -> ReleaseResponse;
-    Lookup(LookupRequest) -> LookupResponse;
-    List(ListRequest) -> ListResponse;
-    Resolve(ResolveRequest) -> ResolveResponse;
-    Delete(DeleteRequest) -> DeleteResponse;
+    Begin(BeginRequest) -> BeginResponse, "IdempotencyService";
+    Complete(CompleteRequest) -> CompleteResponse, "IdempotencyService";
+    Renew(RenewRequest) -> RenewResponse, "IdempotencyService";
+    Release(ReleaseRequest) -> ReleaseResponse, "IdempotencyService";
+    Lookup(LookupRequest) -> LookupResponse, "IdempotencyService";
+    List(ListRequest) -> ListResponse, "AdminService";
+    Resolve(ResolveRequest) -> ResolveResponse, "AdminService";
+    Delete(DeleteRequest) -> DeleteResponse, "AdminService";
 }
 
 /// A request that may name a key.

@@ -17,7 +17,7 @@ use tower::Service as _;
 
 use super::convert::request;
 use super::failure::Failure;
-use super::{Live, routes};
+use super::{Limits, Live, Settings, routes};
 use crate::clock::Clock;
 use crate::config::Policy;
 use crate::coordinator::{self, Coordinator};
@@ -187,7 +187,8 @@ static SERVER: LazyLock<Mutex<(Runtime, Routes)>> = LazyLock::new(|| {
     let _within = runtime.enter();
     let coordinator =
         Coordinator::new(Arc::new(Forgetful), Clock::system(), coordinator::Settings::default());
-    let routes = routes(coordinator, Live::default(), CancellationToken::new());
+    let limits = Limits::new(&Settings::default());
+    let routes = routes(coordinator, Live::default(), limits, CancellationToken::new());
     drop(_within);
     Mutex::new((runtime, routes.prepare()))
 });

@@ -20,11 +20,13 @@ use crate::generated::health_v1::{
 };
 use crate::generated::onced_v1::{admin_service_server, idempotency_service_server};
 use crate::telemetry::Throttle;
+use crate::telemetry::metrics::{FAILED_PROBES, READY};
 
 /// The server as a whole: liveness.
-const LIVENESS: &str = "";
+pub const LIVENESS: &str = "";
 /// The services whose status is readiness.
-const READINESS: [&str; 2] = [idempotency_service_server::SERVICE_NAME, admin_service_server::SERVICE_NAME];
+pub const READINESS: [&str; 2] =
+    [idempotency_service_server::SERVICE_NAME, admin_service_server::SERVICE_NAME];
 
 /// The time between two probes of the store.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -36,18 +38,61 @@ const SUSTAINED: Duration = Duration::from_secs(10);
 /// How many good probes in a row make an unready server ready again.
 const GOOD_PROBES: u32 = 2;
 
-/// Whether calls are welcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether calls are welcome, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
+    /// The store is being opened.
+    Opening,
+    /// The store has not answered yet: what its last probe met, if there was one.
+    Unanswered(Option<String>),
     /// They are.
     Ready,
-    /// The store does not answer, or has not been asked yet.
-    NotReady,
+    /// The store does not answer.
+    Away {
+        /// Since when.
+        since: Moment,
+        /// What its last probe met.
+        failure: String,
+    },
     /// The server is shutting down: for good.
     Draining,
 }
 
-/// Tells the health service how the server is.
+impl Readiness {
+    /// Whether calls are welcome.
+    pub fn is_ready(&self) -> bool {
+        *self == Readiness::Ready
+    }
+
+    /// Its name, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Readiness::Opening => "store_opening",
+            Readiness::Unanswered(_) => "store_unanswered",
+            Readiness::Ready => "ready",
+            Readiness::Away { .. } => "store_away",
+            Readiness::Draining => "draining",
+        }
+    }
+
+    /// Why calls are not welcome, for people; `None` if they are.
+    pub fn why_not(&self, now: Moment) -> Option<String> {
+        match self {
+            Readiness::Opening => Some("the store is being opened".to_owned()),
+            Readiness::Unanswered(None) => Some("the store has not been asked yet".to_owned()),
+            Readiness::Unanswered(Some(failure)) => {
+                Some(format!("the store has not answered yet: {failure}"))
+            }
+            Readiness::Ready => None,
+            Readiness::Away { since, failure } => {
+                Some(format!("the store has been away for {} s: {failure}", now.since(*since).as_secs()))
+            }
+            Readiness::Draining => Some("the server is shutting down".to_owned()),
+        }
+    }
+}
+
+/// Tells how the server is. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reporter(watch::Sender<Readiness>);
 
@@ -55,19 +100,30 @@ pub struct Reporter(watch::Sender<Readiness>);
 #[derive(Debug)]
 pub struct HealthService(watch::Receiver<Readiness>);
 
-/// A reporter and the service it reports to, not ready at first.
-pub fn pair() -> (Reporter, HealthServer<HealthService>) {
-    let (sender, receiver) = watch::channel(Readiness::NotReady);
-    (Reporter(sender), HealthServer::new(HealthService(receiver)))
+impl Default for Reporter {
+    /// Of a server that is opening its store.
+    fn default() -> Self {
+        Self(watch::Sender::new(Readiness::Opening))
+    }
 }
 
 impl Reporter {
-    /// Reports whether the store is well. Changes nothing once the server drains.
-    pub fn store_is_well(&self, well: bool) {
-        let next = if well { Readiness::Ready } else { Readiness::NotReady };
+    /// The health service of this server.
+    pub fn service(&self) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService(self.readiness()))
+    }
+
+    /// What is reported, now and later.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.0.subscribe()
+    }
+
+    /// Reports how the store is. Changes nothing once the server drains.
+    fn report(&self, next: Readiness) {
         self.0.send_if_modified(|now| {
             let changes = *now != Readiness::Draining && *now != next;
             if changes {
+                count(&next);
                 *now = next;
             }
             changes
@@ -76,6 +132,7 @@ impl Reporter {
 
     /// Reports that the server shuts down: not ready from now on, and watches end.
     pub fn drain(&self) {
+        count(&Readiness::Draining);
         self.0.send_replace(Readiness::Draining);
     }
 
@@ -87,6 +144,8 @@ impl Reporter {
         E: std::fmt::Display,
     {
         let (mut hysteresis, warnings) = (Hysteresis::default(), Throttle::default());
+        let failed_probes = metrics::counter!(FAILED_PROBES);
+        self.report(Readiness::Unanswered(None));
         loop {
             let asked = clock.now();
             let answer = tokio::time::timeout(PROBE_TIMEOUT, probe()).await;
@@ -95,9 +154,10 @@ impl Reporter {
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
             };
+            failed_probes.increment(u64::from(failure.is_some()));
             let was = hysteresis.is_well();
             hysteresis.observe(failure.is_none(), asked, clock.now());
-            match (was, hysteresis.is_well(), failure) {
+            match (was, hysteresis.is_well(), &failure) {
                 (false, true, _) => tracing::info!("the store answers: ready"),
                 (true, false, Some(failure)) => tracing::error!(failure, "the store is away: not ready"),
                 (_, _, Some(failure)) if warnings.pass(clock.now()).is_some() => {
@@ -106,10 +166,15 @@ impl Reporter {
                 (_, _, Some(_)) => {}
                 (_, _, None) => {}
             }
-            self.store_is_well(hysteresis.is_well());
+            self.report(hysteresis.readiness(failure));
             tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
+}
+
+/// Tells the metrics.
+fn count(readiness: &Readiness) {
+    metrics::gauge!(READY).set(f64::from(u8::from(readiness.is_ready())));
 }
 
 /// Turns the answers of single probes into readiness that does not flap.
@@ -126,8 +191,8 @@ enum Wellness {
     Well,
     /// Still well, but no probe has succeeded since this moment.
     Failing(Moment),
-    /// Away, with so many good probes in a row.
-    Away(u32),
+    /// Away since this moment, with so many good probes in a row.
+    Away(Moment, u32),
 }
 
 impl Hysteresis {
@@ -141,24 +206,36 @@ impl Hysteresis {
             (Wellness::Unknown | Wellness::Well | Wellness::Failing(_), true) => Wellness::Well,
             (Wellness::Unknown, false) => Wellness::Unknown,
             (Wellness::Well, false) => Wellness::Failing(asked),
-            (Wellness::Failing(since), false) if now.since(since) >= SUSTAINED => Wellness::Away(0),
+            (Wellness::Failing(since), false) if now.since(since) >= SUSTAINED => Wellness::Away(since, 0),
             (Wellness::Failing(since), false) => Wellness::Failing(since),
-            (Wellness::Away(in_a_row), true) if in_a_row + 1 >= GOOD_PROBES => Wellness::Well,
-            (Wellness::Away(in_a_row), true) => Wellness::Away(in_a_row + 1),
-            (Wellness::Away(_), false) => Wellness::Away(0),
+            (Wellness::Away(_, in_a_row), true) if in_a_row + 1 >= GOOD_PROBES => Wellness::Well,
+            (Wellness::Away(since, in_a_row), true) => Wellness::Away(since, in_a_row + 1),
+            (Wellness::Away(since, _), false) => Wellness::Away(since, 0),
         };
+    }
+
+    /// What to report, after a probe that met this.
+    fn readiness(&self, failure: Option<String>) -> Readiness {
+        match self.state {
+            Wellness::Unknown => Readiness::Unanswered(failure),
+            Wellness::Well | Wellness::Failing(_) => Readiness::Ready,
+            Wellness::Away(since, in_a_row) => {
+                let failure = failure.unwrap_or_else(|| {
+                    format!("it answers again, {in_a_row} of {GOOD_PROBES} probes in a row")
+                });
+                Readiness::Away { since, failure }
+            }
+        }
     }
 }
 
 /// What a service is told to be; `None` if there is no such service.
-fn status_of(service: &str, readiness: Readiness) -> Option<ServingStatus> {
+fn status_of(service: &str, readiness: &Readiness) -> Option<ServingStatus> {
     if service == LIVENESS {
         return Some(ServingStatus::Serving);
     }
-    READINESS.contains(&service).then_some(match readiness {
-        Readiness::Ready => ServingStatus::Serving,
-        Readiness::NotReady | Readiness::Draining => ServingStatus::NotServing,
-    })
+    let status = if readiness.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
+    READINESS.contains(&service).then_some(status)
 }
 
 fn answer(status: ServingStatus) -> HealthCheckResponse {
@@ -174,7 +251,7 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
-        let status = status_of(&service, *self.0.borrow()).ok_or_else(unknown_service)?;
+        let status = status_of(&service, &self.0.borrow()).ok_or_else(unknown_service)?;
         Ok(Response::new(answer(status)))
     }
 
@@ -182,10 +259,10 @@ impl Health for HealthService {
         &self,
         _request: Request<HealthListRequest>,
     ) -> Result<Response<HealthListResponse>, Status> {
-        let readiness = *self.0.borrow();
+        let readiness = self.0.borrow().clone();
         let statuses: BTreeMap<_, _> = std::iter::once(LIVENESS)
             .chain(READINESS)
-            .filter_map(|service| Some((service.to_owned(), answer(status_of(service, readiness)?))))
+            .filter_map(|service| Some((service.to_owned(), answer(status_of(service, &readiness)?))))
             .collect();
         Ok(Response::new(HealthListResponse { statuses }))
     }
@@ -217,9 +294,9 @@ impl Watched {
     /// connection for ever.
     async fn next(mut self) -> Option<(Result<HealthCheckResponse, Status>, Self)> {
         while !self.ended {
-            let readiness = *self.readiness.borrow_and_update();
+            let readiness = self.readiness.borrow_and_update().clone();
             self.ended = readiness == Readiness::Draining;
-            let status = status_of(&self.service, readiness).unwrap_or(ServingStatus::ServiceUnknown);
+            let status = status_of(&self.service, &readiness).unwrap_or(ServingStatus::ServiceUnknown);
             if self.told.replace(status) != Some(status) {
                 return Some((Ok(answer(status)), self));
             }
@@ -294,26 +371,48 @@ mod tests {
     #[test]
     fn only_readiness_depends_on_the_store_and_on_the_drain() {
         use ServingStatus::{NotServing, Serving};
-        for (readiness, expected) in [
-            (Readiness::Ready, Serving),
-            (Readiness::NotReady, NotServing),
-            (Readiness::Draining, NotServing),
+        let away = Readiness::Away { since: at(2), failure: "frozen".to_owned() };
+        for (readiness, expected, told) in [
+            (Readiness::Opening, NotServing, "being opened"),
+            (Readiness::Unanswered(None), NotServing, "not been asked"),
+            (Readiness::Unanswered(Some("frozen".to_owned())), NotServing, "not answered yet: frozen"),
+            (Readiness::Ready, Serving, ""),
+            (away, NotServing, "away for 5 s: frozen"),
+            (Readiness::Draining, NotServing, "shutting down"),
         ] {
-            assert_eq!(status_of("", readiness), Some(Serving));
-            assert_eq!(status_of("onced.v1.IdempotencyService", readiness), Some(expected));
-            assert_eq!(status_of("onced.v1.AdminService", readiness), Some(expected));
-            assert_eq!(status_of("onced.v1", readiness), None);
+            assert_eq!(status_of("", &readiness), Some(Serving));
+            assert_eq!(status_of("onced.v1.IdempotencyService", &readiness), Some(expected));
+            assert_eq!(status_of("onced.v1.AdminService", &readiness), Some(expected));
+            assert_eq!(status_of("onced.v1", &readiness), None);
+            assert_eq!(readiness.why_not(at(7)).is_none(), readiness.is_ready());
+            assert!(readiness.why_not(at(7)).unwrap_or_default().contains(told), "{readiness:?}");
         }
     }
 
     #[test]
     fn a_drain_is_for_good() {
-        let (reporter, _service) = pair();
-        reporter.store_is_well(true);
-        assert_eq!(*reporter.0.borrow(), Readiness::Ready);
+        let reporter = Reporter::default();
+        reporter.report(Readiness::Ready);
+        assert_eq!(*reporter.readiness().borrow(), Readiness::Ready);
         reporter.drain();
-        reporter.store_is_well(true);
-        assert_eq!(*reporter.0.borrow(), Readiness::Draining);
+        reporter.report(Readiness::Ready);
+        assert_eq!(*reporter.readiness().borrow(), Readiness::Draining);
+    }
+
+    #[test]
+    fn who_is_away_is_told_since_when_and_what_the_last_probe_met() {
+        let mut hysteresis = Hysteresis::default();
+        let mut after = |end: u64, failure: Option<&str>| {
+            hysteresis.observe(failure.is_none(), at(end - 2), at(end));
+            hysteresis.readiness(failure.map(str::to_owned))
+        };
+        assert_eq!(after(2, Some("refused")), Readiness::Unanswered(Some("refused".to_owned())));
+        assert_eq!(after(4, None), Readiness::Ready);
+        assert_eq!(after(8, Some("frozen")), Readiness::Ready);
+        let away = |failure: &str| Readiness::Away { since: at(6), failure: failure.to_owned() };
+        assert_eq!(after(16, Some("frozen")), away("frozen"));
+        assert_eq!(after(18, None), away("it answers again, 1 of 2 probes in a row"));
+        assert_eq!(after(20, None), Readiness::Ready);
     }
 
     async fn watched(
@@ -326,8 +425,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_tells_each_change_once_and_ends_with_the_drain() {
-        let (sender, receiver) = watch::channel(Readiness::NotReady);
-        let (reporter, service) = (Reporter(sender), HealthService(receiver));
+        let reporter = Reporter::default();
+        let service = HealthService(reporter.readiness());
         let mut ready = watched("onced.v1.IdempotencyService", &service).await;
         let mut live = watched("", &service).await;
         let mut unknown = watched("nobody", &service).await;
@@ -337,7 +436,7 @@ mod tests {
         assert_eq!(status(ready.next().await), Some(ServingStatus::NotServing));
         assert_eq!(status(live.next().await), Some(ServingStatus::Serving));
         assert_eq!(status(unknown.next().await), Some(ServingStatus::ServiceUnknown));
-        reporter.store_is_well(true);
+        reporter.report(Readiness::Ready);
         assert_eq!(status(ready.next().await), Some(ServingStatus::Serving));
         reporter.drain();
         assert_eq!(status(ready.next().await), Some(ServingStatus::NotServing));

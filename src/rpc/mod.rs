@@ -3,7 +3,7 @@
 //! Every call, unary or of a session, is a `call::Call` that one stack of layers takes to the handler:
 //!
 //! ```text
-//! trace → panic → deadline → limit → quota → handler → coordinator
+//! trace → measure → panic → deadline → limit → quota → handler → coordinator
 //! ```
 //!
 //! Around all of it, at the level of HTTP, stands `layers::edge`: it notes when a call arrived, sees to it that
@@ -39,13 +39,14 @@ use crate::generated::onced_v1::admin_service_server::AdminServiceServer;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyServiceServer;
 
 use layers::edge::EdgeLayer;
-use layers::limit::Limits;
 use layers::trace::StoreFailures;
 use quota::Quotas;
 use service::Service;
 
 pub use crate::config::Calls as Settings;
 pub use budget::Budget;
+pub use layers::Limits;
+pub use status::code_name;
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "onced.dev";
@@ -70,13 +71,15 @@ impl Rules {
 pub type Live = Arc<ArcSwap<Rules>>;
 
 /// Both services of the API, and reflection. Once `drain` is cancelled, watches and reflection streams end,
-/// and sessions close after their open calls.
-pub fn routes(coordinator: Coordinator, rules: Live, drain: CancellationToken) -> Routes {
+/// and sessions close after their open calls. `limits` are of the same settings.
+pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits, drain: CancellationToken) -> Routes {
     // The coordinator's: a call's arrival is a moment on its clock.
     let clock = coordinator.clock().clone();
-    let settings = Arc::new(rules.load().settings.clone());
-    let limits = Limits::new(&settings);
     let quotas = Quotas::new(&rules, &clock);
+    let (max, max_arrival) = {
+        let settings = &rules.load().settings;
+        (settings.max_message_bytes, settings.max_arrival)
+    };
     let store_failures = StoreFailures::new(clock.clone());
     let service = Service {
         stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &quotas, &store_failures),
@@ -88,7 +91,6 @@ pub fn routes(coordinator: Coordinator, rules: Live, drain: CancellationToken) -
         drain: drain.clone(),
         store_failures,
     };
-    let (max, max_arrival) = (settings.max_message_bytes, settings.max_arrival);
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))
         .add_service(AdminServiceServer::new(service).max_decoding_message_size(max));
     reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock, max_arrival }).into()

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminService;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyService;
+use crate::telemetry::metrics::{Present, WATCHES};
 
 /// An answer of no more bytes is not followed on its way out: as many streams as a connection may have of those
 /// are no burden.
@@ -44,8 +45,8 @@ impl Service {
         Q: Into<call::Request>,
         A: TryFrom<call::Response, Error = Failure>,
     {
-        let Arrival { at, deadline, inflow, .. } = arrival(&request)?;
-        let context = Context { arrived: at, deadline };
+        let Arrival { at, deadline, inflow, trace, .. } = arrival(&request)?;
+        let context = Context { arrived: at, deadline, trace };
         // What the message takes up is held until it is answered, and what the answer takes up until it has left.
         let mut hold = inflow.take();
         let call = Call { request: request.into_inner().into(), context, places: Places::default() };
@@ -104,16 +105,18 @@ impl IdempotencyService for Service {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let Arrival { deadline, budget, .. } = arrival(&request)?;
+        let Arrival { deadline, budget, trace, .. } = arrival(&request)?;
         let outbound = Outbound::default();
         let watch = Watch {
             clock: self.clock.clone(),
             deadline,
+            trace,
             drain: self.drain.clone(),
             store_failures: self.store_failures.clone(),
             budget,
             outbound: outbound.clone(),
             _place: self.limits.watch().map_err(|failure| failure.to_status())?,
+            _present: Present::new(metrics::gauge!(WATCHES)),
         };
         let stream = watch.open(&self.coordinator, &self.quotas, request.get_ref());
         let mut response = stream.map(Response::new).map_err(|failure| failure.to_status())?;
@@ -125,11 +128,12 @@ impl IdempotencyService for Service {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let Arrival { deadline, inflow, .. } = arrival(&request)?;
+        let Arrival { deadline, inflow, trace, .. } = arrival(&request)?;
         let session = Session {
             stack: self.stack.clone(),
             clock: self.clock.clone(),
             deadline,
+            trace,
             drain: self.drain.clone(),
             max_calls: self.rules.load().settings.max_session_calls,
             inflow,

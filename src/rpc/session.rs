@@ -28,7 +28,10 @@ use super::failure::{Failure, Limit};
 use super::layers::Stack;
 use super::layers::edge::{Outbound, undecodable};
 use super::layers::inbound::Inflow;
+use super::layers::limit::shed;
 use crate::clock::{Clock, Moment};
+use crate::telemetry::metrics::{Present, SESSIONS};
+use crate::telemetry::trace::TraceParent;
 
 /// The turns beyond those of open calls: for messages that are answered at once, with an error.
 const SPARE_TURNS: usize = 16;
@@ -41,6 +44,8 @@ pub struct Session {
     pub clock: Clock,
     /// When the client wants the whole session to end.
     pub deadline: Option<Moment>,
+    /// Where the session, and so each of its calls, stands in the trace of the client.
+    pub trace: Option<TraceParent>,
     pub drain: CancellationToken,
     /// How many calls may be open at once.
     pub max_calls: usize,
@@ -81,7 +86,9 @@ impl Session {
         let (finished, answers) = mpsc::unbounded_channel();
         let turns =
             Arc::new(Semaphore::new(self.max_calls.saturating_add(SPARE_TURNS).min(Semaphore::MAX_PERMITS)));
-        let driver = Driver { session: self, incoming, finished, turns, place: None, open: HashMap::new() };
+        let present = Present::new(metrics::gauge!(SESSIONS));
+        let (place, open) = (None, HashMap::new());
+        let driver = Driver { session: self, incoming, finished, turns, place, open, _present: present };
         tokio::spawn(driver.run());
         Answers::new(answers, outbound)
     }
@@ -96,6 +103,7 @@ struct Driver {
     place: Option<OwnedSemaphorePermit>,
     /// The calls that are not answered, each with what cancels it.
     open: HashMap<u64, AbortHandle>,
+    _present: Present,
 }
 
 impl Driver {
@@ -185,15 +193,14 @@ impl Driver {
             let limit = "must differ from the ids of all open calls";
             return Err(Failure::invalid(ErrorReason::CallIdInUse, "id", limit, id.to_string()));
         }
-        let max = self.session.max_calls;
-        if self.open.len() >= max {
-            return Err(Failure::Overloaded(Limit::Session(max)));
+        if self.open.len() >= self.session.max_calls {
+            return Err(shed(Limit::Session(self.session.max_calls)));
         }
         let timeout = request::timeout(timeout)?;
         let arrived = self.session.clock.now();
         let deadline = timeout.map(|timeout| arrived + timeout);
         let earliest = [deadline, self.session.deadline].into_iter().flatten().min();
-        Ok(Context { arrived, deadline: earliest })
+        Ok(Context { arrived, deadline: earliest, trace: self.session.trace })
     }
 
     fn start(&mut self, id: u64, call: Call, turn: Turn) -> OpenCall {

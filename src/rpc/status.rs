@@ -244,7 +244,7 @@ fn standing(view: Option<&View>) -> Vec<(&'static str, String)> {
 }
 
 /// The code of each reason.
-fn code(reason: ErrorReason) -> Code {
+pub fn code(reason: ErrorReason) -> Code {
     use ErrorReason as R;
     match reason {
         R::KeyRequired
@@ -282,6 +282,29 @@ fn code(reason: ErrorReason) -> Code {
         R::RecordCorrupt => Code::DataLoss,
         R::Unimplemented => Code::Unimplemented,
         R::Internal | R::Unspecified => Code::Internal,
+    }
+}
+
+/// The name of a status code as gRPC spells it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -19,6 +19,8 @@ use super::quota::Quotas;
 use crate::clock::{Clock, Moment};
 use crate::coordinator::{Coordinator, Views};
 use crate::record::View;
+use crate::telemetry::metrics::Present;
+use crate::telemetry::trace::TraceParent;
 
 /// The answers of a watch.
 pub type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
@@ -28,12 +30,15 @@ pub struct Watch {
     pub clock: Clock,
     /// When its caller has enough.
     pub deadline: Option<Moment>,
+    /// Where it stands in the trace of its caller.
+    pub trace: Option<TraceParent>,
     pub drain: CancellationToken,
     pub store_failures: StoreFailures,
     pub budget: Budget,
     pub outbound: Outbound,
     /// Its place under the limit of waiting calls.
     pub _place: OwnedSemaphorePermit,
+    pub _present: Present,
 }
 
 impl Watch {
@@ -59,7 +64,7 @@ impl Watch {
                 match watch.next(&mut views).await? {
                     Ok(state) => Some((Ok(state), Some((watch, views, waiter)))),
                     Err(failure) => {
-                        watch.store_failures.log("Watch", &Subject::from(&key), &failure);
+                        watch.store_failures.log("Watch", &Subject::from(&key), watch.trace, &failure);
                         Some((Err(failure.to_status()), None))
                     }
                 }

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use metrics::{Counter, Gauge, counter, gauge};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,6 +22,7 @@ use tower::util::MapRequest;
 
 use crate::config::Limits;
 use crate::rpc::Budget;
+use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED};
 
 /// What every HTTP/2 connection starts with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,11 +30,14 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const NOT_HTTP2: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
     This is onced: it speaks gRPC, over HTTP/2 without TLS.\n";
 /// How long accepting pauses after it failed, as it does when files run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What a stream may send before it is read: room for the largest request.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// What a connection may send before it is read.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The name of the limit on connections, as the settings have it.
+const LIMIT: &str = "connections";
 
 /// Where connections come from: a socket of this machine, or of a simulated one.
 pub trait Listener: Send + Sync {
@@ -67,6 +72,8 @@ pub(super) struct Connections {
     tasks: TaskTracker,
     draining: CancellationToken,
     dropped: CancellationToken,
+    used: Gauge,
+    shed: Counter,
 }
 
 impl Connections {
@@ -82,7 +89,9 @@ impl Connections {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let free = Arc::new(Semaphore::new(limits.connections));
         let (tasks, dropped) = (TaskTracker::new(), CancellationToken::new());
-        Self { routes, http, limits, free, tasks, draining, dropped }
+        gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
+        let (used, shed) = (gauge!(LIMIT_USED, "limit" => LIMIT), counter!(LIMIT_SHED, "limit" => LIMIT));
+        Self { routes, http, limits, free, tasks, draining, dropped, used, shed }
     }
 
     /// Accepts and serves connections; never ends.
@@ -96,6 +105,7 @@ impl Connections {
                     }
                     Err(_) => {
                         refused += 1;
+                        self.shed.increment(1);
                         // Each power of two: a flood of connections must not become a flood of lines.
                         if refused.is_power_of_two() {
                             let limit = self.limits.connections;
@@ -118,6 +128,11 @@ impl Connections {
     /// How many connections are open.
     pub(super) fn open(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// Tells the metrics how many are open.
+    pub(super) fn count(&self) {
+        self.used.set(self.open() as f64);
     }
 
     /// Tells every connection to end once its calls are answered.
@@ -186,7 +201,7 @@ impl Connections {
 }
 
 /// Whether an accept failed for a reason that went with its connection.
-fn is_of_one_connection(error: &io::Error) -> bool {
+pub(super) fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

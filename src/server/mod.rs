@@ -1,11 +1,14 @@
 //! Wiring: the store, the coordinator, the services, the listener; and the way down.
 
 mod accept;
+mod admin;
 mod drain;
+mod process;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
@@ -18,13 +21,20 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Secret, StoreUrl};
 use crate::coordinator::Coordinator;
-use crate::rpc::{self, health};
+use crate::rpc;
+use crate::rpc::health::Reporter;
 use crate::store::RecordStore;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, SizeWatch};
+use crate::telemetry::metrics;
+
+use admin::Admin;
 
 pub use crate::config::{Config, Limits};
 pub use accept::Listener;
+
+/// How often the metrics are told what is in use.
+const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +42,17 @@ pub enum Error {
     /// The address is taken, or not ours.
     #[error("cannot listen on {listen}: {source}")]
     Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The address of the admin port is taken, or not ours.
+    #[error(
+        "cannot listen on {listen} for health and metrics: {source}; name another address with --admin-listen, \
+         or switch that off with --admin-listen off"
+    )]
+    AdminListen {
         /// The address.
         listen: SocketAddr,
         /// What the system says.
@@ -48,6 +69,9 @@ pub enum Error {
     /// The store failed for good: the server ended, so that it can be started again on what is durable.
     #[error("the store failed, and the server with it: {0}")]
     StoreFailed(String),
+    /// Something in this process keeps metrics already.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
     /// The process cannot listen for signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
@@ -65,34 +89,53 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) {
     let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules::of(&config)));
-    run_by(rules, config, listener, store, clock, shutdown).await;
+    run_by(rules, config, listener, store, clock, Reporter::default(), shutdown).await;
 }
 
-/// As [`run`], by rules that may change meanwhile.
+/// As [`run`], by rules that may change meanwhile, and reports how the server is.
 async fn run_by(
     rules: rpc::Live,
     config: Config,
     listener: impl Listener,
     store: Arc<dyn RecordStore>,
     clock: Clock,
+    reporter: Reporter,
     shutdown: impl Future<Output = ()>,
 ) {
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
-    let (reporter, health) = health::pair();
-    let draining = CancellationToken::new();
-    let routes = rpc::routes(coordinator.clone(), rules, draining.clone()).add_service(health).prepare();
+    let (limits, draining) = (rpc::Limits::new(&config.rpc), CancellationToken::new());
+    let routes = rpc::routes(coordinator.clone(), rules, limits.clone(), draining.clone())
+        .add_service(reporter.service())
+        .prepare();
     let connections = accept::Connections::new(routes, config.limits.clone(), draining);
 
     let monitor = reporter.monitor(clock.clone(), || coordinator.probe());
+    let serving = async {
+        tokio::select! {
+            biased;
+            () = shutdown => {}
+            () = monitor => {}
+            () = connections.accept(&listener) => {}
+        }
+        // Closed first: who connects now is to be refused, not left waiting in a queue that nobody reads.
+        drop(listener);
+        drain::drain(&reporter, &coordinator, &connections, config.drain_limit, &clock).await;
+    };
     tokio::select! {
         biased;
-        () = shutdown => {}
-        () = monitor => {}
-        () = connections.accept(&listener) => {}
+        () = serving => {}
+        () = count(&limits, &connections, &coordinator) => {}
     }
-    // Closed first: who connects now is to be refused, not left waiting in a queue that nobody reads.
-    drop(listener);
-    drain::drain(&reporter, &coordinator, &connections, config.drain_limit, &clock).await;
+}
+
+/// Tells the metrics what is in use, every now and then; never ends.
+async fn count(limits: &rpc::Limits, connections: &accept::Connections, coordinator: &Coordinator) {
+    loop {
+        coordinator.count();
+        limits.count();
+        connections.count();
+        tokio::time::sleep(COUNT_PERIOD).await;
+    }
 }
 
 /// Opens the store, listens, says so on standard output, and serves until SIGTERM or SIGINT; a second
@@ -107,12 +150,17 @@ pub async fn serve(config: Config, rules: rpc::Live) -> Result<(), Error> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| Error::Listen { listen, source })?;
-    let clock = Clock::system();
+    let (clock, reporter) = (Clock::system(), Reporter::default());
+    // Before the store is opened, which may take a while; and until all this has ended.
+    let admin = match config.admin_listen {
+        Some(listen) => Some(Admin::start(listen, reporter.readiness(), clock.clone()).await?),
+        None => None,
+    };
     let Opened { store, failed } = open(&config, clock.clone()).await?;
-    announce(address, &config.store);
+    announce(address, admin.as_ref().map(Admin::address), &config.store);
 
     let stop = CancellationToken::new();
-    let server = run_by(rules, config, listener, store, clock, stop.clone().cancelled_owned());
+    let server = run_by(rules, config, listener, store, clock, reporter, stop.clone().cancelled_owned());
     tokio::pin!(server);
     let failure = tokio::select! {
         biased;
@@ -205,8 +253,9 @@ fn etcd_config(config: &Config, endpoints: Vec<String>, prefix: String, tls: boo
     }
 }
 
-/// Says where the server is, where its data is, and what to try next. The first line is for scripts.
-fn announce(address: SocketAddr, store: &StoreUrl) {
+/// Says where the server is, where its data is, and what to try next. The first lines, which say where it listens,
+/// are for scripts.
+fn announce(address: SocketAddr, admin: Option<SocketAddr>, store: &StoreUrl) {
     let data = match store {
         StoreUrl::File(directory) => {
             let directory = directory.canonicalize().unwrap_or_else(|_| directory.clone());
@@ -215,6 +264,7 @@ fn announce(address: SocketAddr, store: &StoreUrl) {
         StoreUrl::Memory => "records are kept in memory, and gone when this process ends".to_owned(),
         StoreUrl::Etcd { .. } => format!("records are kept in {store}"),
     };
+    let admin = admin.map(|admin| format!("health and metrics on http://{admin}\n")).unwrap_or_default();
     // Clients look at 127.0.0.1:7411 unless told otherwise.
     let server =
         if address == Config::default().listen { String::new() } else { format!(" --server {address}") };
@@ -223,6 +273,7 @@ fn announce(address: SocketAddr, store: &StoreUrl) {
     let onced = onced.to_string_lossy();
     let text = format!(
         "listening on {address}\n\
+         {admin}\
          {data}\n\
          \n\
          try, in another terminal:\n\

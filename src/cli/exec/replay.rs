@@ -7,9 +7,9 @@ use prost::Message;
 
 use super::capture::Captured;
 use super::{OWN_FAILURE, fail};
-use crate::cli::input::code_name;
 use crate::cli::output::say;
 use crate::generated::exec_v1::{CommandResult, OutputChunk, OutputStream};
+use crate::rpc::code_name;
 
 /// What tells the result of a command from other responses.
 const CONTENT_TYPE: &str = "application/vnd.onced.exec.v1.command-result";

@@ -26,6 +26,9 @@ use crate::clock::{Clock, Moment};
 use crate::coordinator::Claimed;
 use crate::rpc::budget::{Budget, Hold};
 use crate::rpc::failure::Failure;
+use crate::rpc::status::name;
+use crate::telemetry::metrics::REFUSED_REQUESTS;
+use crate::telemetry::trace::{self, TraceParent};
 
 /// The header by which gRPC sends the time that a caller has.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -46,6 +49,8 @@ pub struct Arrival {
     pub budget: Budget,
     /// What has arrived of it.
     pub inflow: Inflow,
+    /// Where it stands in the trace of its caller.
+    pub trace: Option<TraceParent>,
 }
 
 /// What leaves with the next bytes of a response. It travels in the response's extensions, which must be `Clone`.
@@ -142,14 +147,16 @@ where
         }
         let timeout = match timeout(request.headers()) {
             Ok(timeout) => timeout,
-            Err(failure) => return Box::pin(async move { Ok(refusal(&failure)) }),
+            Err(failure) => return Box::pin(async move { Ok(refused(&failure)) }),
         };
         let deadline = timeout.map(|timeout| at + timeout);
+        let trace = request.headers().get(trace::HEADER).and_then(|header| header.to_str().ok());
+        let trace = trace.and_then(TraceParent::parse);
         let uri = request.uri().clone();
         let budget = request.extensions_mut().remove::<Budget>().unwrap_or_default();
         let inflow = Inflow::new(&budget);
         let is_stream = STREAMED.iter().any(|path| uri.path().starts_with(path));
-        request.extensions_mut().insert(Arrival { at, deadline, budget, inflow: inflow.clone() });
+        request.extensions_mut().insert(Arrival { at, deadline, budget, inflow: inflow.clone(), trace });
         let request = request.map(|body| Inbound::new(body, inflow, self.max_arrival, is_stream));
         let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         let caught = async move {
@@ -190,7 +197,7 @@ fn not_grpc<Q>(request: &http::Request<Q>) -> Option<http::Response<EdgeBody>> {
         ("content-type", limit, sent.unwrap_or("none"), StatusCode::UNSUPPORTED_MEDIA_TYPE)
     };
     let sent: String = sent.chars().take(100).collect();
-    let mut refusal = refusal(&Failure::invalid(ErrorReason::RequestMalformed, field, limit, sent));
+    let mut refusal = refused(&Failure::invalid(ErrorReason::RequestMalformed, field, limit, sent));
     *refusal.status_mut() = code;
     Some(refusal)
 }
@@ -221,6 +228,12 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
     })
 }
 
+/// The answer to a request that never became a call.
+fn refused(failure: &Failure) -> http::Response<EdgeBody> {
+    metrics::counter!(REFUSED_REQUESTS, "error_type" => name(failure.reason())).increment(1);
+    refusal(failure)
+}
+
 /// An answer that is nothing but a status.
 fn refusal(failure: &Failure) -> http::Response<EdgeBody> {
     failure.to_status().into_http::<Body>().map(|body| EdgeBody::new(body, None))
@@ -229,7 +242,7 @@ fn refusal(failure: &Failure) -> http::Response<EdgeBody> {
 /// The answer as it leaves.
 fn finish(mut response: http::Response<Body>, uri: &Uri) -> http::Response<EdgeBody> {
     if let Some(failure) = Status::from_header_map(response.headers()).and_then(|status| bare(&status, uri)) {
-        return refusal(&failure);
+        return refused(&failure);
     }
     let outbound = response.extensions_mut().remove::<Outbound>();
     response.map(|body| EdgeBody::new(body, outbound))

@@ -3,32 +3,43 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use metrics::{Gauge, counter, gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Answering;
 use crate::rpc::Settings;
 use crate::rpc::call::{Answer, Call, Places};
 use crate::rpc::failure::{self, Failure};
+use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED};
 
-/// The places of a server, shared by all its calls.
+/// The places of a server, shared by all its calls. Cheap to clone.
 #[derive(Clone)]
-pub struct Limits {
-    active: Arc<Semaphore>,
-    holders: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    settings: Arc<Settings>,
+pub struct Limits(Arc<Pools>);
+
+struct Pools {
+    active: Pool,
+    holders: Pool,
+    waiting: Pool,
+}
+
+struct Pool {
+    places: Arc<Semaphore>,
+    limit: failure::Limit,
+    used: Gauge,
 }
 
 impl Limits {
     /// The places that the settings allow.
-    pub fn new(settings: &Arc<Settings>) -> Self {
-        let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
-        Self {
-            active: places(settings.max_active_calls),
-            holders: places(settings.max_holder_calls),
-            waiting: places(settings.max_waiting_calls),
-            settings: Arc::clone(settings),
+    pub fn new(settings: &Settings) -> Self {
+        // Shown from the start, before any is refused.
+        for limit in [failure::Limit::Session(0), failure::Limit::Bytes(0)] {
+            counter!(LIMIT_SHED, "limit" => limit.name()).increment(0);
         }
+        Self(Arc::new(Pools {
+            active: Pool::new(failure::Limit::Active(settings.max_active_calls)),
+            holders: Pool::new(failure::Limit::Holders(settings.max_holder_calls)),
+            waiting: Pool::new(failure::Limit::Waiting(settings.max_waiting_calls)),
+        }))
     }
 
     /// A place for a watch, for as long as it lasts.
@@ -36,26 +47,50 @@ impl Limits {
     /// # Errors
     /// `Overloaded` if there is none.
     pub fn watch(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        place(&self.waiting)
-            .ok_or(Failure::Overloaded(failure::Limit::Waiting(self.settings.max_waiting_calls)))
+        self.0.waiting.place()
+    }
+
+    /// Tells the metrics how much is in use now.
+    pub fn count(&self) {
+        let Pools { active, holders, waiting, .. } = &*self.0;
+        [active, holders, waiting].into_iter().for_each(Pool::count);
     }
 
     /// Who only waits hands back the first place, and keeps the second. Without the second a call does not
     /// wait, but is still served: waiters of other keys must not keep it from its claim.
     fn places(&self, call: &Call) -> Result<Places, Failure> {
-        let (pool, limit) = if call.request.is_of_holder() {
-            (&self.holders, failure::Limit::Holders(self.settings.max_holder_calls))
-        } else {
-            (&self.active, failure::Limit::Active(self.settings.max_active_calls))
-        };
-        let busy = place(pool).ok_or(Failure::Overloaded(limit))?;
-        let waiting = if call.request.asks_to_wait() { place(&self.waiting) } else { None };
+        let pool = if call.request.is_of_holder() { &self.0.holders } else { &self.0.active };
+        let busy = pool.place()?;
+        let waiting = if call.request.asks_to_wait() { self.0.waiting.place().ok() } else { None };
         Ok(Places { busy: Some(busy), working: None, waiting })
     }
 }
 
-fn place(pool: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(pool).try_acquire_owned().ok()
+/// Counts what is refused for want of this, and says so to the caller.
+pub fn shed(limit: failure::Limit) -> Failure {
+    counter!(LIMIT_SHED, "limit" => limit.name()).increment(1);
+    Failure::Overloaded(limit)
+}
+
+impl Pool {
+    fn new(limit: failure::Limit) -> Self {
+        gauge!(LIMIT_SIZE, "limit" => limit.name()).set(limit.size() as f64);
+        counter!(LIMIT_SHED, "limit" => limit.name()).increment(0);
+        Self {
+            places: Arc::new(Semaphore::new(limit.size().min(Semaphore::MAX_PERMITS))),
+            limit,
+            used: gauge!(LIMIT_USED, "limit" => limit.name()),
+        }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| shed(self.limit))
+    }
+
+    fn count(&self) {
+        let free = self.places.available_permits();
+        self.used.set(self.limit.size().min(Semaphore::MAX_PERMITS).saturating_sub(free) as f64);
+    }
 }
 
 /// Gives each call its places, or sheds it.

@@ -4,6 +4,7 @@ mod deadline;
 pub mod edge;
 pub mod inbound;
 pub mod limit;
+pub mod measure;
 mod panic;
 mod quota;
 #[cfg(test)]
@@ -21,10 +22,11 @@ use crate::coordinator::Coordinator;
 pub use limit::Limits;
 
 /// The handler with its layers.
-pub type Stack = trace::Trace<panic::Panic<deadline::Deadline<limit::Limit<quota::Quota<Handler>>>>>;
+pub type Stack =
+    trace::Trace<measure::Measure<panic::Panic<deadline::Deadline<limit::Limit<quota::Quota<Handler>>>>>>;
 
-/// Puts the layers around a handler, the innermost first: whatever happens is traced, a panic anywhere becomes
-/// an answer, and the time to get a place counts against the deadline.
+/// Puts the layers around a handler, the innermost first: whatever happens is traced and measured, a panic
+/// anywhere becomes an answer, and the time to get a place counts against the deadline.
 pub fn stack(
     coordinator: Coordinator,
     clock: &Clock,
@@ -39,7 +41,8 @@ pub fn stack(
     let limit = limit::Limit { inner: quota, limits: limits.clone() };
     let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
     let panic = panic::Panic { inner: deadline };
-    trace::Trace { inner: panic, clock: clock.clone(), store_failures: store_failures.clone() }
+    let measure = measure::Measure { inner: panic, clock: clock.clone(), meters: measure::Meters::default() };
+    trace::Trace { inner: measure, clock: clock.clone(), store_failures: store_failures.clone() }
 }
 
 /// The future of every layer.

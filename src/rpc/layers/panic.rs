@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures_util::FutureExt;
 
 use super::Answering;
+use super::trace::trace_id;
 use crate::rpc::call::{Answer, Call};
 use crate::rpc::failure::Failure;
 
@@ -35,7 +36,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let rpc = call.request.rpc();
+        let (rpc, trace) = (call.request.rpc(), call.context.trace);
         let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(call)));
         Box::pin(async move {
             let caught = match answering {
@@ -43,7 +44,12 @@ where
                 Err(panic) => Err(panic),
             };
             caught.unwrap_or_else(|panic| {
-                tracing::error!(rpc, panic = text(&*panic), "a call panicked: a fault of the server");
+                tracing::error!(
+                    rpc,
+                    trace_id = trace_id(trace),
+                    panic = text(&*panic),
+                    "a call panicked: a fault of the server"
+                );
                 Err(PANICKED)
             })
         })

@@ -54,7 +54,7 @@ impl tower::Service<Call> for Stub {
 }
 
 fn call(request: impl Into<Request>) -> Call {
-    let context = Context { arrived: Moment::default(), deadline: None };
+    let context = Context { arrived: Moment::default(), deadline: None, trace: None };
     Call { request: request.into(), context, places: Places::default() }
 }
 

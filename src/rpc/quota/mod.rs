@@ -12,6 +12,7 @@ use crate::record::{Namespace, RecordKey};
 use crate::rpc::Live;
 use crate::rpc::call::Places;
 use crate::rpc::failure::{Failure, Quota};
+use crate::telemetry::metrics::QUOTA_REFUSED;
 
 pub use used::{Used, Waiter};
 
@@ -20,6 +21,11 @@ const NAMESPACES_MIN: usize = 1_024;
 /// How long a caller is told to wait where the server cannot know how long it takes, and how far the times that
 /// callers are told lie apart: all come back otherwise when one could go on.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The names of the quotas, as the settings have them.
+const BEGINS_PER_SECOND: &str = "begins_per_second";
+const MAX_WAITERS: &str = "max_waiters";
+const MAX_CLAIMS: &str = "max_claims";
 
 /// The quotas of all namespaces, shared by all calls.
 #[derive(Clone)]
@@ -45,6 +51,10 @@ pub struct Namespaced {
 impl Quotas {
     /// Nothing is taken up yet.
     pub fn new(rules: &Live, clock: &Clock) -> Self {
+        // Shown from the start, before any is refused.
+        for limit in [BEGINS_PER_SECOND, MAX_WAITERS, MAX_CLAIMS] {
+            refused(limit, 0);
+        }
         let namespaces = Namespaces { used: HashMap::new(), enough: NAMESPACES_MIN };
         Self { rules: Arc::clone(rules), clock: clock.clone(), namespaces: Arc::new(Mutex::new(namespaces)) }
     }
@@ -86,25 +96,31 @@ impl Quotas {
             None => Ok(None),
             Some(most) => match on.used.wait(most) {
                 Some(waiter) => Ok(Some(waiter)),
-                None => Err(on.refusal("max_waiters", most, PAUSE)),
+                None => Err(on.refusal(MAX_WAITERS, most, PAUSE)),
             },
         }
     }
 }
 
+/// Counts what a quota refused.
+fn refused(limit: &'static str, times: u64) {
+    metrics::counter!(QUOTA_REFUSED, "limit" => limit).increment(times);
+}
+
 impl Namespaced {
     /// Over the quota of Begins; `after`: until there is room for one.
     pub fn too_many_begins(&self, after: Duration) -> Failure {
-        self.refusal("begins_per_second", self.policy.begins_per_second.unwrap_or_default(), after)
+        self.refusal(BEGINS_PER_SECOND, self.policy.begins_per_second.unwrap_or_default(), after)
     }
 
     /// Over the quota of claims.
     pub fn too_many_claims(&self) -> Failure {
-        self.refusal("max_claims", self.policy.max_claims.unwrap_or_default(), PAUSE)
+        self.refusal(MAX_CLAIMS, self.policy.max_claims.unwrap_or_default(), PAUSE)
     }
 
     /// Over a quota; `after`: when it may help to try again.
     fn refusal(&self, limit: &'static str, size: u32, after: Duration) -> Failure {
+        refused(limit, 1);
         let retry = after + PAUSE.mul_f64(fastrand::f64());
         let namespace = self.namespace.as_str().to_owned();
         Failure::Quota(Quota { namespace, limit, size, retry })
@@ -113,8 +129,10 @@ impl Namespaced {
     /// A place for a call to wait. Where there is none left, it does not wait.
     pub fn wait(&self, places: &mut Places) -> Option<Waiter> {
         let most = self.policy.max_waiters?;
-        let waiter = places.waiting.as_ref().and_then(|_| self.used.wait(most));
+        places.waiting.as_ref()?;
+        let waiter = self.used.wait(most);
         if waiter.is_none() {
+            refused(MAX_WAITERS, 1);
             places.waiting = None;
         }
         waiter

@@ -9,6 +9,7 @@
 mod alarms;
 mod layout;
 mod log;
+mod meters;
 mod mover;
 mod open;
 mod queue;
@@ -45,6 +46,7 @@ use crate::clock::Clock;
 use crate::record::{Key, Namespace, Record, RecordKey};
 use alarms::Alarms;
 use log::Half;
+use meters::Meters;
 use mover::Mover;
 use queue::Queue;
 use reads::Data;
@@ -67,6 +69,7 @@ struct Shared {
     hub: Hub,
     alarms: Alarms,
     failure: watch::Sender<Option<String>>,
+    meters: Meters,
 }
 
 /// Why a store cannot be opened.
@@ -101,7 +104,8 @@ impl EmbeddedStore {
     pub fn open(directory: &Path, clock: Clock) -> Result<Self, OpenError> {
         open::whole(directory, || {
             let (database, halves) = open::in_directory(directory)?;
-            Self::start(database, halves, directory, clock, space::free_space_of(directory))
+            let (free_space, meters) = (space::free_space_of(directory), Meters::new(Some(directory)));
+            Self::start(database, halves, directory, clock, free_space, meters)
         })
     }
 
@@ -124,7 +128,7 @@ impl EmbeddedStore {
         open::whole(directory, || {
             let database = open::on_backend(tree)?;
             let halves = log.map(|half| Box::new(half) as Half);
-            Self::start(database, halves, directory, clock, space::boundless())
+            Self::start(database, halves, directory, clock, space::boundless(), Meters::new(None))
         })
     }
 
@@ -134,6 +138,7 @@ impl EmbeddedStore {
         directory: &Path,
         clock: Clock,
         free_space: FreeSpace,
+        meters: Meters,
     ) -> Result<Self, OpenError> {
         let counters = open::counters(&database, directory)?;
         let (log, counters) = open::log(&database, halves, counters, directory)?;
@@ -143,6 +148,7 @@ impl EmbeddedStore {
             hub: Hub::default(),
             alarms: Alarms::default(),
             failure: watch::Sender::new(None),
+            meters,
         });
         // Made before the threads, so that those that started are ended if another does not.
         let mut store = Self { shared: Arc::clone(&shared), threads: Vec::new() };

@@ -45,7 +45,8 @@ impl Mover {
     }
 
     fn take(&mut self, load: &Load) -> Result<(), redb::Error> {
-        let data = &self.shared.data;
+        let (data, meters) = (&self.shared.data, &self.shared.meters);
+        meters.count_files();
         let expired = self.sweep.next(data)?;
         let running_ms = data.times.running_ms();
         let period_ms = if load.last { 1 } else { RUNNING_TIME_PERIOD_MS };
@@ -54,8 +55,12 @@ impl Mover {
             return Ok(());
         }
         let counters = Counters { running_ms, ..load.counters };
+        let began = data.times.clock().now();
         // What was written lately replaces what expired.
         write(&data.database, counters, &expired, &load.rows)?;
+        meters.moving.record(data.times.clock().now().since(began));
+        meters.moved.increment(load.rows.len() as u64);
+        meters.swept.increment(expired.len() as u64);
         self.counters = counters;
         expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
         Ok(())

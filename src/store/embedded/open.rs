@@ -20,7 +20,7 @@ use super::{OpenError, mover};
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
 /// The data file in its directory.
-const FILE: &str = "onced.redb";
+pub(super) const FILE: &str = "onced.redb";
 /// What stands for the directory where there is none.
 pub(super) const BACKEND: &str = "memory";
 /// How much of the file is kept in memory.

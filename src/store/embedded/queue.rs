@@ -8,6 +8,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::record::{Record, RecordKey};
 use crate::store::{Expected, StoreError, Swapped};
+use crate::telemetry::span;
+use crate::telemetry::trace::TraceParent;
 
 /// The most swaps under way; what comes on top waits its turn.
 const IN_FLIGHT_MAX: usize = 4_096;
@@ -17,6 +19,8 @@ pub(super) struct Job {
     pub key: RecordKey,
     pub expected: Expected,
     pub next: Option<Record>,
+    /// Where it stands in the trace of the call that it is for.
+    pub place: Option<TraceParent>,
     answer: oneshot::Sender<Result<Swapped, StoreError>>,
     _place: OwnedSemaphorePermit,
 }
@@ -66,7 +70,8 @@ impl Queue {
             .await
             .map_err(|_| StoreError::NotApplied("the store is closed".to_owned()))?;
         let (answer, answered) = oneshot::channel();
-        self.push(Job { key: key.clone(), expected, next: next.cloned(), answer, _place: place })?;
+        let (key, next, in_trace) = (key.clone(), next.cloned(), span::place());
+        self.push(Job { key, expected, next, place: in_trace, answer, _place: place })?;
         answered.await.unwrap_or_else(|_| {
             Err(StoreError::OutcomeUnknown("the writer of the store died: see its log".to_owned()))
         })

@@ -26,10 +26,13 @@ pub(super) type FreeSpace = Box<dyn Fn() -> io::Result<u64> + Send>;
 /// The free space of the file system that holds `path`.
 pub(super) fn free_space_of(path: &Path) -> FreeSpace {
     let path = path.to_owned();
-    Box::new(move || {
-        let found = rustix::fs::statvfs(&path)?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
-    })
+    Box::new(move || free_bytes(&path))
+}
+
+/// How many bytes are free on the file system that holds `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// A store in memory has no such limit.

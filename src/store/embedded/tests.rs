@@ -74,7 +74,8 @@ fn key(name: &str) -> RecordKey {
 
 fn start(database: Database, hand: &Hand, free_space: FreeSpace) -> EmbeddedStore {
     let halves = [(); 2].map(|()| Box::new(InMemoryBackend::new()) as Half);
-    EmbeddedStore::start(database, halves, Path::new("memory"), hand.clock(), free_space).unwrap()
+    EmbeddedStore::start(database, halves, Path::new("memory"), hand.clock(), free_space, Meters::new(None))
+        .unwrap()
 }
 
 fn database() -> Database {

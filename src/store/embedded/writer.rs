@@ -19,6 +19,7 @@ use crate::clock::Moment;
 use crate::record::Record;
 use crate::store::encoding::{self, Placement};
 use crate::store::{Expected, Loaded, Revision, StoreError, Swapped};
+use crate::telemetry::span::Span;
 
 /// The most that one commit writes before it closes, in bytes of stored records.
 const COMMIT_BYTES_MAX: usize = 16 << 20;
@@ -155,7 +156,13 @@ impl Writer {
             return Ok(());
         }
         commit.counters.running_ms = self.shared.data.times.running_ms();
+        let (clock, meters) = (self.shared.data.times.clock(), &self.shared.meters);
+        let mut span = Span::within("embedded.commit", batch.iter().filter_map(|swap| swap.job.place));
+        span.count("onced.batch_size", batch.len());
+        let began = clock.now();
         self.log.commit(self.counters, commit.counters).map_err(redb::Error::Io)?;
+        meters.commit.record(clock.now().since(began));
+        meters.writes.record((commit.counters.revision.0 - self.counters.revision.0) as f64);
         self.counters = commit.counters;
         self.shared.data.recent.add(commit.rows);
         Ok(())

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use etcd_client::KeyValue;
+use metrics::{Counter, Histogram, counter, histogram};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::WRITE_WAIT_MAX;
@@ -15,6 +16,9 @@ use super::keyspace::Keyspace;
 use super::queue::{Batches, Queue};
 use super::write::{Home, Write, Written, alone, flat, nested, outcome_alone, outcomes_nested, revision_of};
 use crate::clock::{Clock, Moment};
+use crate::telemetry::metrics::{ETCD_WRITE_BATCH, ETCD_WRITE_TRANSACTIONS};
+use crate::telemetry::span::{self, Span};
+use crate::telemetry::trace::TraceParent;
 
 /// The most writes in one transaction. A nested one compares two keys, so etcd allows 126; fewer leave room for
 /// the compares of lock leases in a flat one.
@@ -48,6 +52,32 @@ struct Transactions {
     home: Home,
     clock: Clock,
     pace: Arc<Pace>,
+    meters: Meters,
+}
+
+/// What is counted of transactions.
+#[derive(Clone)]
+struct Meters {
+    alone: Counter,
+    flat: Counter,
+    nested: Counter,
+    writes: Histogram,
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        let form = |form: &'static str| counter!(ETCD_WRITE_TRANSACTIONS, "form" => form);
+        let writes = histogram!(ETCD_WRITE_BATCH);
+        Self { alone: form("alone"), flat: form("flat"), nested: form("nested"), writes }
+    }
+}
+
+impl Meters {
+    /// Counts a transaction of this form, and the writes in it.
+    fn count(&self, form: &Counter, writes: usize) {
+        form.increment(1);
+        self.writes.record(u32::try_from(writes).unwrap_or(u32::MAX));
+    }
 }
 
 /// How the next transaction is to be made, by what came of the last.
@@ -63,6 +93,8 @@ struct Job {
     write: Write,
     /// When its caller asked for it.
     called: Moment,
+    /// Where it stands in the trace of the call that it is for.
+    place: Option<TraceParent>,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -77,7 +109,8 @@ impl Commits {
     /// No writes yet.
     pub(super) fn new(client: EtcdClient, keyspace: Keyspace, home: Home, clock: Clock) -> Self {
         let pace = Pace { losing: AtomicBool::new(false), writes_max: AtomicUsize::new(WRITES_MAX) };
-        let transactions = Transactions { client, keyspace, home, clock, pace: Arc::new(pace) };
+        let (pace, meters) = (Arc::new(pace), Meters::default());
+        let transactions = Transactions { client, keyspace, home, clock, pace, meters };
         Self {
             queue: Queue::new(transactions.clone(), IN_FLIGHT_MAX, WRITES_MAX),
             transactions,
@@ -94,7 +127,7 @@ impl Commits {
             return Box::pin(self.write_large(write, called)).await;
         }
         let (answer, answered) = oneshot::channel();
-        self.queue.push(Job { write, called, answer });
+        self.queue.push(Job { write, called, place: span::place(), answer });
         answered.await.unwrap_or_else(|_| Err(CallError::Unknown("the writer of the store died".to_owned())))
     }
 
@@ -136,6 +169,8 @@ impl Batches for Transactions {
     }
 
     async fn run(&self, mut batch: Vec<Job>) {
+        let mut span = Span::within("etcd.write", batch.iter().filter_map(|job| job.place));
+        span.count("onced.batch_size", batch.len());
         if batch.len() > 1 {
             return self.together(batch).await;
         }
@@ -157,14 +192,14 @@ impl Transactions {
     }
 
     async fn alone(&self, write: &Write) -> Outcome {
-        count("alone", 1);
+        self.meters.count(&self.meters.alone, 1);
         let answer = self.client.txn_write(alone(write, &self.keyspace, &self.home)).await?;
         Ok(outcome_alone(write, &answer, &self.home))
     }
 
     async fn together(&self, batch: Vec<Job>) {
         if !self.pace.losing.load(Ordering::Relaxed) {
-            count("flat", batch.len());
+            self.meters.count(&self.meters.flat, batch.len());
             let writes = batch.iter().map(|job| &job.write);
             let locks: HashSet<i64> = writes.clone().filter_map(Write::lock_lease).collect();
             match self.client.txn_write(flat(writes, locks.into_iter(), &self.keyspace, &self.home)).await {
@@ -193,7 +228,7 @@ impl Transactions {
         if fresh.is_empty() {
             return;
         }
-        count("nested", fresh.len());
+        self.meters.count(&self.meters.nested, fresh.len());
         let writes = || fresh.iter().map(|job| &job.write);
         match self.client.txn_write(nested(writes(), &self.keyspace, &self.home)).await {
             Ok(answer) => {
@@ -287,10 +322,4 @@ impl Load {
         self.names.insert(Arc::clone(&write.name));
         Fit::Fits
     }
-}
-
-/// Counts a transaction, and the writes in it.
-fn count(form: &'static str, writes: usize) {
-    metrics::counter!("onced_etcd_write_transactions_total", "form" => form).increment(1);
-    metrics::histogram!("onced_etcd_write_batch_size").record(u32::try_from(writes).unwrap_or(u32::MAX));
 }

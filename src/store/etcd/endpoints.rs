@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::call_error::{CallError, classify};
 use super::dial::Dial;
 use super::identity::{Answer, Identity, foreign};
+use crate::telemetry::metrics::{ETCD_ENDPOINT_UP, ETCD_FAILOVERS};
 
 /// How often endpoints are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,6 +104,8 @@ impl Endpoints {
         };
         let all: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
         all.iter().for_each(|endpoint| endpoint.count_up(true));
+        // Shown before there is one.
+        metrics::counter!(ETCD_FAILOVERS).increment(0);
         Self {
             all,
             current: AtomicUsize::new(0),
@@ -247,7 +250,7 @@ impl Endpoints {
         let current = self.current.load(Ordering::SeqCst);
         let Some(endpoint) = self.all.get(current).filter(|endpoint| !endpoint.state().down) else { return };
         if self.told.swap(current, Ordering::SeqCst) != current {
-            metrics::counter!("onced_etcd_endpoint_failovers_total").increment(1);
+            metrics::counter!(ETCD_FAILOVERS).increment(1);
             tracing::info!(endpoint = endpoint.address, "calls to etcd go to another endpoint now");
         }
     }
@@ -399,8 +402,7 @@ impl Endpoint {
     }
 
     fn count_up(&self, up: bool) {
-        metrics::gauge!("onced_etcd_endpoint_up", "endpoint" => self.address.clone())
-            .set(f64::from(u8::from(up)));
+        metrics::gauge!(ETCD_ENDPOINT_UP, "endpoint" => self.address.clone()).set(f64::from(u8::from(up)));
     }
 }
 

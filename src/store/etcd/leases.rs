@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::Shared;
+use metrics::{Counter, counter};
 
 use super::call_error::CallError;
 use super::client::EtcdClient;
 use super::keyspace::Keyspace;
 use crate::clock::{Clock, Moment};
+use crate::telemetry::metrics::{ETCD_LEASES_DISCARDED, ETCD_LEASES_GRANTED};
 
 /// The most records on one retention lease. etcd stands still while it removes the keys of a lease, about 4 µs for
 /// each, and revokes up to 16 leases that ended together one after the other: a caller waits for 32 ms then.
@@ -107,12 +109,16 @@ struct Inner {
     purpose: Purpose,
     /// By length in seconds.
     lines: Mutex<HashMap<u64, Line>>,
+    granted: Counter,
+    discarded: Counter,
 }
 
 impl Leases {
     /// No leases yet.
     pub(super) fn new(client: EtcdClient, clock: Clock, purpose: Purpose) -> Self {
-        Self(Arc::new(Inner { client, clock, purpose, lines: Mutex::default() }))
+        let granted = counter!(ETCD_LEASES_GRANTED, "purpose" => purpose.name());
+        let discarded = counter!(ETCD_LEASES_DISCARDED, "purpose" => purpose.name());
+        Self(Arc::new(Inner { client, clock, purpose, lines: Mutex::default(), granted, discarded }))
     }
 
     /// A lease that lives for at least `time` from now. Waits for one as long as it takes.
@@ -138,7 +144,7 @@ impl Leases {
         // All writes of a transaction that failed come here, and one of them finds it.
         if self.0.lines().values_mut().any(taken) {
             let purpose = self.0.purpose.name();
-            metrics::counter!("onced_etcd_leases_discarded_total", "purpose" => purpose).increment(1);
+            self.0.discarded.increment(1);
             tracing::info!(
                 lease = format!("{:x}", lease.id),
                 purpose,
@@ -262,7 +268,7 @@ impl Inner {
                 put => put?,
             }
         }
-        metrics::counter!("onced_etcd_leases_granted_total", "purpose" => self.purpose.name()).increment(1);
+        self.granted.increment(1);
         Ok(Lease { id, length: Duration::from_secs(seconds), sent, uses: AtomicU32::new(0) })
     }
 }

@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use super::call_error::CallError;
 use super::client::EtcdClient;
 use super::queue::{Batches, Queue};
+use crate::telemetry::span::{self, Span};
+use crate::telemetry::trace::TraceParent;
 
 /// The most keys that are read in one transaction.
 const READS_MAX: usize = 100;
@@ -40,6 +42,8 @@ type Outcome = Result<Option<KeyValue>, CallError>;
 struct Job {
     name: String,
     what: What,
+    /// Where it stands in the trace of the call that it is for.
+    place: Option<TraceParent>,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -83,7 +87,7 @@ impl Reads {
 
     async fn read(&self, name: String, what: What) -> Outcome {
         let (answer, answered) = oneshot::channel();
-        self.queue.push(Job { name, what, answer });
+        self.queue.push(Job { name, what, place: span::place(), answer });
         answered.await.unwrap_or_else(|_| Err(CallError::Unknown("the reader of the store died".to_owned())))
     }
 }
@@ -97,6 +101,8 @@ impl Batches for Transactions {
     }
 
     async fn run(&self, batch: Vec<Job>) {
+        let mut span = Span::within("etcd.read", batch.iter().filter_map(|job| job.place));
+        span.count("onced.batch_size", batch.len());
         let asked = distinct(batch);
         let reads = match asked.as_slice() {
             [] => return,
@@ -164,7 +170,7 @@ impl Asked {
 fn distinct(batch: Vec<Job>) -> Vec<Asked> {
     let mut places = HashMap::new();
     let mut asked: Vec<Asked> = Vec::with_capacity(batch.len());
-    for Job { name, what, answer } in batch {
+    for Job { name, what, answer, .. } in batch {
         match places.entry((name.clone(), what)) {
             Entry::Occupied(place) => {
                 let place: usize = *place.get();

@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::call_error::CallError;
 use super::client::{EtcdClient, RECORD_MAX_BYTES};
+use crate::telemetry::metrics::{ETCD_DB_IN_USE, ETCD_DB_QUOTA, ETCD_DB_SIZE};
 
 /// What etcd takes if it is not told a quota, in bytes.
 pub const QUOTA_DEFAULT_BYTES: u64 = 2 << 30;
@@ -184,9 +185,9 @@ impl Size {
 
     fn count(&self) {
         let bytes = |bytes: u64| bytes as f64;
-        metrics::gauge!("onced_etcd_db_size_bytes").set(bytes(self.file));
-        metrics::gauge!("onced_etcd_db_in_use_bytes").set(bytes(self.in_use));
-        metrics::gauge!("onced_etcd_db_quota_bytes").set(self.quota.map_or(f64::INFINITY, bytes));
+        metrics::gauge!(ETCD_DB_SIZE).set(bytes(self.file));
+        metrics::gauge!(ETCD_DB_IN_USE).set(bytes(self.in_use));
+        metrics::gauge!(ETCD_DB_QUOTA).set(self.quota.map_or(f64::INFINITY, bytes));
     }
 }
 

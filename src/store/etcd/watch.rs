@@ -16,6 +16,7 @@ use super::keyspace::Keyspace;
 use super::lapses::Lapses;
 use crate::record::RecordKey;
 use crate::store::hub::Hub;
+use crate::telemetry::metrics::{ETCD_WATCH_COMPACTIONS, ETCD_WATCH_RESUMES};
 
 /// How long to wait before a lost stream is opened again: at first, and at most.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -88,6 +89,10 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Starts the supervisor. There is no stream until something is watched.
     pub(super) fn start(client: EtcdClient, hints: Hints) -> Self {
+        // Shown before there is one.
+        for resumed in [ETCD_WATCH_RESUMES, ETCD_WATCH_COMPACTIONS] {
+            metrics::counter!(resumed).increment(0);
+        }
         let (commands, orders) = mpsc::unbounded_channel();
         let watches = Watches { hints, watched: BTreeMap::new(), by_id: HashMap::new(), last_id: 0 };
         let supervisor = Supervisor { client, orders, watches, outbox: VecDeque::new() };
@@ -163,7 +168,7 @@ impl Supervisor {
             if lost == CallError::TooLarge {
                 self.watches.give_up_history();
             }
-            metrics::counter!("onced_etcd_watch_resumes_total").increment(1);
+            metrics::counter!(ETCD_WATCH_RESUMES).increment(1);
             // Until it is back, once is enough.
             if pause == PAUSE_MIN {
                 tracing::warn!(error = lost.into_text(), "a watch on etcd was lost and is being resumed");
@@ -320,7 +325,7 @@ impl Watches {
             if response.compact_revision() == 0 {
                 return refused();
             }
-            metrics::counter!("onced_etcd_watch_compactions_total").increment(1);
+            metrics::counter!(ETCD_WATCH_COMPACTIONS).increment(1);
             self.by_id.remove(&response.watch_id());
             (watched.missed, watched.resume_at) = (true, 0);
             return Ok(self.create(&subject));

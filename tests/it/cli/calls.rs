@@ -240,7 +240,9 @@ fn serve_starts_from_a_path_that_is_no_text() {
     let path = directory.path().join(OsStr::from_bytes(b"onced\xff"));
     std::os::unix::fs::symlink(onced().get_program(), &path).unwrap();
     let serve = ["serve", "--listen", "127.0.0.1:0", "--store", "memory:"];
-    let child = Command::new(path).args(serve).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = Command::new(path);
+    command.args(serve).args(["--admin-listen", "off"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut child = KillOnDrop(child);
     let mut told = [0; 12];
     child.0.stdout.take().unwrap().read_exact(&mut told).unwrap();

@@ -4,6 +4,7 @@ mod calls;
 mod config;
 mod exec;
 mod exec_ends;
+mod health;
 mod reload;
 
 use std::process::{Child, Command, Output, Stdio};

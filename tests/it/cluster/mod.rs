@@ -5,3 +5,4 @@ mod callers;
 mod closed_loop;
 mod members;
 mod partitions;
+mod readiness;

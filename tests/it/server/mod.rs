@@ -1,10 +1,13 @@
 //! The server from outside: connections, health, the way down.
 
+mod admin;
 mod connections;
 mod health;
 mod log;
+mod metrics;
 mod overload;
 mod shutdown;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,11 +3,14 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-/// A command of the program under test.
+/// A command of the program under test. A server has an admin port that nobody else has.
 pub fn onced() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_onced"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onced"));
+    command.env("ONCED_ADMIN_LISTEN", "127.0.0.1:0");
+    command
 }
 
 /// A child process that ends with its test, however that ends.
@@ -24,15 +27,29 @@ impl Drop for KillOnDrop {
 /// A server process on loopback, killed when dropped.
 pub struct ServerProcess {
     child: KillOnDrop,
-    address: SocketAddr,
+    addresses: Addresses,
     store: String,
+}
+
+/// Where a server listens.
+#[derive(Clone, Copy)]
+struct Addresses {
+    api: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Addresses {
+    /// Such as nobody else has.
+    fn free() -> Self {
+        Self { api: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into() }
+    }
 }
 
 impl ServerProcess {
     /// Starts a server on a free port.
     pub fn start(store: &str) -> Self {
-        let (child, address) = launch(store, "127.0.0.1:0");
-        Self { child, address, store: store.to_owned() }
+        let (child, addresses) = launch(store, Addresses::free());
+        Self { child, addresses, store: store.to_owned() }
     }
 
     /// Starts a server that logs everything to a disk that is full.
@@ -53,8 +70,8 @@ impl ServerProcess {
 
     /// Starts a server on a free port by a command of the caller's making.
     pub fn start_as(command: Command, store: &str) -> Self {
-        let (child, address) = try_launch(command, store, "127.0.0.1:0").expect("it starts");
-        Self { child, address, store: store.to_owned() }
+        let (child, addresses) = try_launch(command, store, Addresses::free()).expect("it starts");
+        Self { child, addresses, store: store.to_owned() }
     }
 
     /// The process.
@@ -64,7 +81,33 @@ impl ServerProcess {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses.api
+    }
+
+    /// Where it tells of itself.
+    pub fn admin(&self) -> SocketAddr {
+        self.addresses.admin
+    }
+
+    /// Asks it to end, and leaves it to it.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.0.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signals");
+    }
+
+    /// Waits until it has ended, without blocking this thread, and says how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.child.0.try_wait().expect("waits") {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Starts it anew at the same addresses, once it has ended.
+    pub fn restart(&mut self) {
+        (self.child, self.addresses) = launch(&self.store, self.addresses);
     }
 
     /// The most memory that it had at any time, in bytes.
@@ -85,7 +128,7 @@ impl ServerProcess {
     /// Ends it as kill -9 does, and starts it anew at the same address.
     pub fn kill_and_restart(&mut self) {
         self.kill();
-        (self.child, self.address) = launch(&self.store, &self.address.to_string());
+        self.restart();
     }
 
     /// Ends it as kill -9 does.
@@ -95,7 +138,7 @@ impl ServerProcess {
     }
 }
 
-fn launch(store: &str, listen: &str) -> (KillOnDrop, SocketAddr) {
+fn launch(store: &str, listen: Addresses) -> (KillOnDrop, Addresses) {
     // A connection of another test may have the port of a server that is being restarted, for a moment.
     const TRIES: u32 = 50;
     for _ in 0..TRIES {
@@ -104,15 +147,16 @@ fn launch(store: &str, listen: &str) -> (KillOnDrop, SocketAddr) {
         if let Some(launched) = try_launch(command, store, listen) {
             return launched;
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    panic!("no server could be started at {listen} on {store}");
+    panic!("no server could be started at {} on {store}", listen.api);
 }
 
 /// `None` if the program ended before it said where it listens.
-fn try_launch(mut command: Command, store: &str, listen: &str) -> Option<(KillOnDrop, SocketAddr)> {
+fn try_launch(mut command: Command, store: &str, listen: Addresses) -> Option<(KillOnDrop, Addresses)> {
     let mut child = command
-        .args(["serve", "--store", store, "--listen", listen])
+        .args(["serve", "--store", store])
+        .args(["--listen", &listen.api.to_string(), "--admin-listen", &listen.admin.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -122,10 +166,15 @@ fn try_launch(mut command: Command, store: &str, listen: &str) -> Option<(KillOn
         child.wait().expect("waits");
         return None;
     };
-    let first = first.expect("text");
-    let address = first.strip_prefix("listening on ").expect("the address comes first");
-    let address = address.parse().expect("an address");
+    let address = |line: std::io::Result<String>, start| {
+        let line = line.expect("text");
+        let address =
+            line.strip_prefix(start).unwrap_or_else(|| panic!("{line} does not start with {start}"));
+        address.parse().expect("an address")
+    };
+    let api = address(first, "listening on ");
+    let admin = address(lines.next().expect("a second line"), "health and metrics on http://");
     // Reads on, so that the server never writes to a closed pipe.
     std::thread::spawn(move || lines.for_each(drop));
-    Some((KillOnDrop(child), address))
+    Some((KillOnDrop(child), Addresses { api, admin }))
 }

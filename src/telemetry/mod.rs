@@ -1,5 +1,9 @@
 //! Logs, on standard error: standard output belongs to what the commands print.
 
+pub mod metrics;
+pub mod span;
+pub mod trace;
+
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -58,23 +62,40 @@ pub enum Error {
     Twice,
 }
 
+/// The form of a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// For programs: an object of JSON for each line.
+    Json,
+}
+
 /// Starts to log to standard error what `filter` lets through. To be called once, early in the process.
 ///
 /// # Errors
 /// If the filter cannot be read, or logging was set up before.
-pub fn init(filter: &str) -> Result<Log, Error> {
-    let parsed = parse(filter)?;
-    let log = tracing_subscriber::fmt()
-        .compact()
-        .with_env_filter(parsed)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        // Where a log cannot be written, telling so fails as well, and would end the process.
-        .log_internal_errors(false)
-        .with_filter_reloading();
-    let handle = log.reload_handle();
-    log.try_init().map_err(|_| Error::Twice)?;
-    Ok(Log(Box::new(move |filter| handle.reload(filter))))
+pub fn init(filter: &str, format: LogFormat) -> Result<Log, Error> {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    // Where a log cannot be written, telling so fails as well, and would end the process.
+    let lines = lines.log_internal_errors(false);
+    let filter = parse(filter)?;
+    match format {
+        LogFormat::Pretty => {
+            let lines = lines.compact().with_ansi(std::io::stderr().is_terminal());
+            let lines = lines.with_env_filter(filter).with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.try_init().map_err(|_| Error::Twice)?;
+            Ok(Log(Box::new(move |filter| handle.reload(filter))))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let lines = lines.with_env_filter(filter).with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.try_init().map_err(|_| Error::Twice)?;
+            Ok(Log(Box::new(move |filter| handle.reload(filter))))
+        }
+    }
 }
 
 /// What is logged, to be changed.
