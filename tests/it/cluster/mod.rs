@@ -6,3 +6,4 @@ mod closed_loop;
 mod members;
 mod partitions;
 mod readiness;
+mod rolling;
