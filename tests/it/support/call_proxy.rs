@@ -99,6 +99,11 @@ impl CallProxy {
         self.shared.befallen.lock().expect("not poisoned").clone()
     }
 
+    /// Forgets the call that met its fate.
+    pub fn forget_befallen(&self) {
+        *self.shared.befallen.lock().expect("not poisoned") = None;
+    }
+
     /// From now on, watches begin and bring nothing.
     pub fn drop_events(&self) {
         self.shared.deaf.store(true, Ordering::SeqCst);
