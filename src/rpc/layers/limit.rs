@@ -10,7 +10,7 @@ use super::Answering;
 use crate::rpc::Settings;
 use crate::rpc::call::{Answer, Call, Places};
 use crate::rpc::failure::{self, Failure};
-use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED};
+use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED, SESSIONS, WATCHES};
 
 /// The places of a server, shared by all its calls. Cheap to clone.
 #[derive(Clone)]
@@ -31,9 +31,12 @@ struct Pool {
 impl Limits {
     /// The places that the settings allow.
     pub fn new(settings: &Settings) -> Self {
-        // Shown from the start, before any is refused.
+        // Shown from the start, before any is refused or opened.
         for limit in [failure::Limit::Session(0), failure::Limit::Bytes(0)] {
             counter!(LIMIT_SHED, "limit" => limit.name()).increment(0);
+        }
+        for open in [SESSIONS, WATCHES] {
+            gauge!(open).increment(0.0);
         }
         Self(Arc::new(Pools {
             active: Pool::new(failure::Limit::Active(settings.max_active_calls)),
