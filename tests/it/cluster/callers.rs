@@ -20,7 +20,7 @@ use tonic_types::Status;
 
 use crate::support::caller::{Caller, Unary};
 use crate::support::recorded;
-use crate::support::server::{HANGS, client};
+use crate::support::server::{HANGS, client, try_client};
 
 /// The deadline of every call.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -51,9 +51,34 @@ pub struct World {
 
 /// A caller of some servers.
 pub struct Participant {
-    servers: Vec<Unary>,
+    servers: Vec<Line>,
     deadline: Duration,
     world: Arc<World>,
+}
+
+/// A server, and a connection to it.
+struct Line {
+    address: SocketAddr,
+    server: Mutex<Unary>,
+}
+
+impl Line {
+    async fn call(&self, call: Call, deadline: Duration) -> Result<Answer, Status> {
+        let server = Unary(self.server.lock().unwrap().0.clone());
+        let answer = server.call(call, Some(deadline)).await;
+        if answer.as_ref().is_err_and(is_broken)
+            && let Ok(client) = try_client(self.address).await
+        {
+            *self.server.lock().unwrap() = Unary(client);
+        }
+        answer
+    }
+}
+
+/// Whether this is no server's word, but of a connection that broke: one that is killed says nothing more.
+fn is_broken(status: &Status) -> bool {
+    let codes = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+    status.details.is_empty() && codes.contains(&status.code.into())
 }
 
 /// What a caller does with a claim.
@@ -167,7 +192,7 @@ impl Participant {
     async fn new(world: &Arc<World>, addresses: &[SocketAddr], deadline: Duration) -> Self {
         let mut servers = Vec::new();
         for &address in addresses {
-            servers.push(Unary(client(address).await));
+            servers.push(Line { address, server: Mutex::new(Unary(client(address).await)) });
         }
         Self { servers, deadline, world: Arc::clone(world) }
     }
@@ -282,7 +307,7 @@ impl Participant {
         let begun = clock.now();
         for at in fastrand::usize(0..2).. {
             history.sent(&id, self.world.time(), Some(self.deadline));
-            let calling = self.servers[at % self.servers.len()].call(call.clone(), Some(self.deadline));
+            let calling = self.servers[at % self.servers.len()].call(call.clone(), self.deadline);
             // One that hangs is left open in the history, which then says so.
             if let Ok(answer) = tokio::time::timeout(self.deadline + LATE_MAX + A_MOMENT, calling).await {
                 let is_lost = fastrand::usize(0..ONE_LOST_OF) == 0;
@@ -305,15 +330,10 @@ impl Participant {
     }
 }
 
-/// What a call was told, if anything: a server that is killed says nothing more.
+/// What a call was told, if anything.
 fn told(answer: &Result<Answer, Status>) -> Result<onced_history::Answer, fn(Time) -> Fate> {
     match answer {
-        Err(status)
-            if status.details.is_empty()
-                && [Code::Unavailable, Code::Unknown, Code::Cancelled].contains(&status.code.into()) =>
-        {
-            Err(Fate::Unknown)
-        }
+        Err(status) if is_broken(status) => Err(Fate::Unknown),
         answer => recorded::told(answer),
     }
 }

@@ -1,5 +1,6 @@
 //! A server in this process, on a port of its own, and connections to it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,15 +105,24 @@ impl Drop for TestServer {
 
 /// A new connection to a server.
 pub async fn connect(address: SocketAddr) -> Connection {
-    let stream = TcpStream::connect(address).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    try_connect(address).await.unwrap()
+}
+
+async fn try_connect(address: SocketAddr) -> io::Result<Connection> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let connecting = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = connecting.await.map_err(io::Error::other)?;
     tokio::spawn(connection);
-    BoxCloneSyncService::new(tower::service_fn(move |request| {
+    Ok(BoxCloneSyncService::new(tower::service_fn(move |request| {
         let mut sender = sender.clone();
         async move { sender.send_request(request).await }
-    }))
+    })))
+}
+
+/// A client of a server that may be away just now.
+pub async fn try_client(address: SocketAddr) -> io::Result<IdempotencyServiceClient<Connection>> {
+    Ok(IdempotencyServiceClient::with_origin(try_connect(address).await?, origin(address)))
 }
 
 /// A client of a server, on a connection of its own.
