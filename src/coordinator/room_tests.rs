@@ -398,3 +398,25 @@ fn after_a_swap_that_failed_the_next_trip_is_a_load_whoever_waits() {
     let actions = tell(Event::Loaded(Ok(Some(lapsed))));
     assert!(matches!(actions[..], [Action::Swap { .. }]), "{actions:?}");
 }
+
+/// It wrote the lapse down, and its fingerprint with it.
+#[test]
+fn who_wrote_a_lapse_down_is_not_told_that_nothing_was_written() {
+    let mut room = Room::new();
+    let mut tell = |event| room.on(event, NOW);
+    let (Wish::Begin(theirs), _) = cast(1).unwrap() else { panic!("not a Begin") };
+    let Command::Begin(theirs) = &*theirs else { panic!("not a Begin") };
+    let theirs = Begin { request_id: RequestId([9; 16]), on_lapse: OnLapse::Hold, ..theirs.clone() };
+    let Decision::Write(change) = decide(&Command::Begin(theirs), None, NOW) else { panic!("not a claim") };
+    let record = Arc::new(change.into_next().unwrap().written_at(7));
+    let lapsed = Loaded { record, revision: Revision(7), lock: Lock::Lapsed };
+    tell(Event::Arrive { id: 0, wish: cast(0).unwrap().0, patient: true });
+    let actions = tell(Event::Swapped(Ok(Swapped::Conflict(Some(lapsed)))));
+    assert!(matches!(actions[..], [Action::Swap { .. }]), "{actions:?}");
+    tell(Event::Swapped(Ok(Swapped::Done(Revision(8)))));
+    let actions = tell(Event::Deadline(0));
+    assert!(matches!(actions[..], [Action::Load]), "{actions:?}");
+    let actions = tell(Event::Loaded(Err(StoreError::NotApplied(String::new()))));
+    let told = matches!(actions[..], [Action::Answer(0, Answer::Failed(StoreError::OutcomeUnknown(_)))]);
+    assert!(told, "{actions:?}");
+}
