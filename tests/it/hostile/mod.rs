@@ -21,7 +21,7 @@ use crate::support::server;
 
 /// How long a pair of the well-behaved caller may take. Far more than it needs, on a busy machine too; far less
 /// than a server that is stuck.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = server::HANGS;
 
 const MIB: u64 = 1 << 20;
 
