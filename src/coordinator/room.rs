@@ -108,8 +108,7 @@ struct Waiter {
     seated: bool,
     /// How often its swap has failed.
     failures: u32,
-    /// Whether it is unknown what became of one of its swaps, or one wrote a lapse down: then a failure may not be
-    /// told as if nothing had been written.
+    /// Whether one of its swaps may have been done, or wrote a lapse down: something may have been written.
     unsettled: bool,
     /// What a watcher saw last.
     shown: Option<(Revision, Lock)>,
@@ -303,10 +302,7 @@ impl Room {
                     lock: Lock::Held,
                 });
                 self.learn_by_trip(state.clone());
-                if let Some(waiter) = self.waiters.get_mut(&id).filter(|_| doubt) {
-                    // What it was sent for is yet to be done, but something was written, its fingerprint perhaps.
-                    waiter.unsettled = true;
-                }
+                self.waiters.get_mut(&id).into_iter().for_each(|waiter| waiter.unsettled |= doubt);
                 if let Some(loaded) = state.filter(|_| !doubt) {
                     self.waiters.remove(&id);
                     // Sent even if the waiter left: whoever drops the claim gives it back.
