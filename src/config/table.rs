@@ -99,7 +99,8 @@ settings! {
         /// How many connections there may be at a time. More are closed as soon as they are accepted, so that their
         /// clients try another server at once
         connections: usize = 8_192, Count(1..=1_000_000), Restart;
-        /// How many calls, waiting ones included, a connection may have open
+        /// How many calls, waiting ones included, a connection may have open; and how many at work, as many of holders
+        /// beside: those of sessions count, and those that were reset, until their work ends
         streams_per_connection: u32 = 2_048, Count(1..=100_000), Restart;
         /// How many bytes the calls of a connection may make the server keep: of requests until they are answered, of
         /// answers until they have left. Calls over it are refused

@@ -302,7 +302,7 @@ impl Room {
                     lock: Lock::Held,
                 });
                 self.learn_by_trip(state.clone());
-                self.waiters.get_mut(&id).into_iter().for_each(|waiter| waiter.unsettled |= doubt);
+                self.waiters.entry(id).and_modify(|waiter| waiter.unsettled |= doubt);
                 if let Some(loaded) = state.filter(|_| !doubt) {
                     self.waiters.remove(&id);
                     // Sent even if the waiter left: whoever drops the claim gives it back.

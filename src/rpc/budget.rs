@@ -1,20 +1,28 @@
-//! How many bytes the calls of one connection may make the server keep: a request from its first byte until the
-//! call is answered, an answer until its last byte has left. Who sends much and ends nothing, or asks for much and
-//! reads nothing, is refused here, and costs other connections nothing.
+//! What the calls of one connection may take up. Bytes that the server keeps: a request from its first byte until the
+//! call is answered, an answer until its last byte has left. Places at work: until the work ends, which goes on when
+//! its caller has reset the call. Who sends much and ends nothing, asks for much and reads nothing, or resets all that
+//! it sends is refused here, and costs other connections nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::failure::{Failure, Limit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The bytes of one connection.
+use super::failure::{Failure, Limit};
+use super::layers::limit::shed;
+
+/// The budget of one connection.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Account>);
 
 #[derive(Debug)]
 struct Account {
-    limit: usize,
+    bytes: usize,
     held: AtomicUsize,
+    calls: usize,
+    /// The places of holders, and of all others: as at the server, these must not keep those out.
+    holders: Arc<Semaphore>,
+    others: Arc<Semaphore>,
 }
 
 /// Some bytes of a budget, free again when dropped.
@@ -25,9 +33,22 @@ pub struct Hold {
 }
 
 impl Budget {
-    /// A budget of so many bytes, none of them held.
-    pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Account { limit, held: AtomicUsize::new(0) }))
+    /// A budget of so many bytes, and so many calls at work, as many of holders beside; none of it is taken.
+    pub fn new(bytes: usize, calls: usize) -> Self {
+        let calls = calls.min(Semaphore::MAX_PERMITS);
+        let places = || Arc::new(Semaphore::new(calls));
+        let (holders, others) = (places(), places());
+        Self(Arc::new(Account { bytes, held: AtomicUsize::new(0), calls, holders, others }))
+    }
+
+    /// A place for a call to be at work.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub fn place(&self, of_holder: bool) -> Result<OwnedSemaphorePermit, Failure> {
+        let Account { calls, holders, others, .. } = &*self.0;
+        let places = if of_holder { holders } else { others };
+        Arc::clone(places).try_acquire_owned().map_err(|_| shed(Limit::Streams(*calls)))
     }
 
     /// Nothing yet.
@@ -39,7 +60,7 @@ impl Budget {
 /// Without a connection there is nothing to bound.
 impl Default for Budget {
     fn default() -> Self {
-        Self::new(usize::MAX)
+        Self::new(usize::MAX, usize::MAX)
     }
 }
 
@@ -54,7 +75,7 @@ impl Hold {
     /// # Errors
     /// `Overloaded`.
     pub fn resize(&mut self, bytes: usize) -> Result<(), Failure> {
-        let Account { limit, held } = &*self.budget.0;
+        let Account { bytes: limit, held, .. } = &*self.budget.0;
         match bytes.checked_sub(self.bytes) {
             None => {
                 held.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
@@ -62,7 +83,7 @@ impl Hold {
             Some(more) => {
                 let sum = |held: usize| held.checked_add(more).filter(|sum| sum <= limit);
                 held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
-                    .map_err(|_| super::layers::limit::shed(Limit::Bytes(*limit)))?;
+                    .map_err(|_| shed(Limit::Bytes(*limit)))?;
             }
         }
         self.bytes = bytes;
@@ -99,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_free_again_once_it_is_dropped() {
-        let budget = Budget::new(10);
+        let budget = Budget::new(10, 0);
         let (mut one, mut other) = (budget.hold_none(), budget.hold_none());
         one.resize(6).unwrap();
         assert_eq!(other.resize(5), Err(Failure::Overloaded(Limit::Bytes(10))));
@@ -113,6 +134,17 @@ mod tests {
         assert_eq!((one.bytes(), held(&budget)), (7, 7));
         drop(one);
         assert_eq!(held(&budget), 0);
+    }
+
+    #[test]
+    fn a_place_is_free_again_once_it_is_dropped_and_holders_have_their_own() {
+        let budget = Budget::new(0, 1);
+        let place = budget.place(false).unwrap();
+        assert_eq!(budget.place(false).unwrap_err(), Failure::Overloaded(Limit::Streams(1)));
+        let _of_holder = budget.place(true).unwrap();
+        assert_eq!(budget.place(true).unwrap_err(), Failure::Overloaded(Limit::Streams(1)));
+        drop(place);
+        let _again = budget.place(false).unwrap();
     }
 
     #[test]

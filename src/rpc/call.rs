@@ -4,6 +4,7 @@ use onced_client::v1;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::budget::Budget;
 use super::failure::Failure;
 use crate::clock::Moment;
 use crate::coordinator::{Busy, Claimed};
@@ -16,6 +17,8 @@ pub struct Call {
     pub request: Request,
     /// When, and for how long.
     pub context: Context,
+    /// That of the connection that it came on.
+    pub budget: Budget,
     /// The places it takes up; the limit layer fills them in.
     pub places: Places,
 }
@@ -34,8 +37,8 @@ pub struct Context {
 /// The places that a call takes up under the server's limits, free again when dropped.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// For being at work.
-    pub busy: Option<OwnedSemaphorePermit>,
+    /// For being at work: the connection's, and the server's.
+    pub busy: Option<[OwnedSemaphorePermit; 2]>,
     /// Dropped with `busy`: tells the quota layer that the call only waits.
     pub working: Option<oneshot::Sender<()>>,
     /// For waiting; without one the call does not wait.
@@ -45,7 +48,7 @@ pub struct Places {
 impl Places {
     /// The place for being at work, as the coordinator keeps it until the work ends.
     pub fn into_busy(self) -> Busy {
-        self.busy.map(|permit| Box::new((permit, self.working)) as _)
+        self.busy.map(|permits| Box::new((permits, self.working)) as _)
     }
 }
 

@@ -68,6 +68,8 @@ pub enum Limit {
     Waiting(usize),
     /// Open calls of one session.
     Session(usize),
+    /// Calls of one connection at work, those included that it has reset.
+    Streams(usize),
     /// Bytes of requests that are not answered, and of answers that have not left, of one connection.
     Bytes(usize),
 }
@@ -90,6 +92,7 @@ impl Limit {
             Limit::Holders(_) => "max_holder_calls",
             Limit::Waiting(_) => "max_waiting_calls",
             Limit::Session(_) => "max_session_calls",
+            Limit::Streams(_) => "streams_per_connection",
             Limit::Bytes(_) => "bytes_per_connection",
         }
     }
@@ -101,6 +104,7 @@ impl Limit {
             | Limit::Holders(size)
             | Limit::Waiting(size)
             | Limit::Session(size)
+            | Limit::Streams(size)
             | Limit::Bytes(size) => size,
         }
     }

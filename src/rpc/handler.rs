@@ -46,7 +46,7 @@ impl tower::Service<Call> for Handler {
 
 impl Handler {
     async fn answer(&self, call: Call) -> Result<Answer, Failure> {
-        let Call { request, context, places } = call;
+        let Call { request, context, places, .. } = call;
         match request {
             Request::Begin(request) => self.begin(request, context, places).await,
             Request::Lookup(request) => self.lookup(request, context, places).await,

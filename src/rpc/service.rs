@@ -45,11 +45,11 @@ impl Service {
         Q: Into<call::Request>,
         A: TryFrom<call::Response, Error = Failure>,
     {
-        let Arrival { at, deadline, inflow, trace, .. } = arrival(&request)?;
+        let Arrival { at, deadline, budget, inflow, trace } = arrival(&request)?;
         let context = Context { arrived: at, deadline, trace };
         // What the message takes up is held until it is answered, and what the answer takes up until it has left.
         let mut hold = inflow.take();
-        let call = Call { request: request.into_inner().into(), context, places: Places::default() };
+        let call = Call { request: request.into_inner().into(), context, budget, places: Places::default() };
         let answered = self.stack.clone().call(call).await.and_then(|answer| {
             hold.resize(answer.response.encoded_len())?;
             Ok((A::try_from(answer.response)?, answer.claim))
@@ -128,7 +128,7 @@ impl IdempotencyService for Service {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let Arrival { deadline, inflow, trace, .. } = arrival(&request)?;
+        let Arrival { deadline, budget, inflow, trace, .. } = arrival(&request)?;
         let session = Session {
             stack: self.stack.clone(),
             clock: self.clock.clone(),
@@ -136,6 +136,7 @@ impl IdempotencyService for Service {
             trace,
             drain: self.drain.clone(),
             max_calls: self.rules.load().settings.max_session_calls,
+            budget,
             inflow,
         };
         let outbound = Outbound::default();

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tower::Service as _;
 
-use super::budget::Hold;
+use super::budget::{Budget, Hold};
 use super::call::{Answer, Call, Context, Places, Request};
 use super::convert::request;
 use super::failure::{Failure, Limit};
@@ -49,6 +49,8 @@ pub struct Session {
     pub drain: CancellationToken,
     /// How many calls may be open at once.
     pub max_calls: usize,
+    /// That of the connection.
+    pub budget: Budget,
     /// What arrives of it.
     pub inflow: Inflow,
 }
@@ -181,7 +183,9 @@ impl Driver {
         };
         match self.context(id, timeout) {
             Ok(context) => {
-                calls.push(self.start(id, Call { request, context, places: Places::default() }, turn))
+                let budget = self.session.budget.clone();
+                let call = Call { request, context, budget, places: Places::default() };
+                calls.push(self.start(id, call, turn));
             }
             Err(failure) => self.answer(id, Err(failure), turn),
         }

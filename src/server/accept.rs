@@ -157,7 +157,8 @@ impl Connections {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<S> {
-        let budget = Budget::new(self.limits.bytes_per_connection);
+        let budget =
+            Budget::new(self.limits.bytes_per_connection, self.limits.streams_per_connection as usize);
         let routes = MapRequest::new(self.routes.clone(), move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(budget.clone());
             request

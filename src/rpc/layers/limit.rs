@@ -32,7 +32,7 @@ impl Limits {
     /// The places that the settings allow.
     pub fn new(settings: &Settings) -> Self {
         // Shown from the start, before any is refused or opened.
-        for limit in [failure::Limit::Session(0), failure::Limit::Bytes(0)] {
+        for limit in [failure::Limit::Session(0), failure::Limit::Streams(0), failure::Limit::Bytes(0)] {
             counter!(LIMIT_SHED, "limit" => limit.name()).increment(0);
         }
         for open in [SESSIONS, WATCHES] {
@@ -62,8 +62,9 @@ impl Limits {
     /// Who only waits hands back the first place, and keeps the second. Without the second a call does not
     /// wait, but is still served: waiters of other keys must not keep it from its claim.
     fn places(&self, call: &Call) -> Result<Places, Failure> {
-        let pool = if call.request.is_of_holder() { &self.0.holders } else { &self.0.active };
-        let busy = pool.place()?;
+        let of_holder = call.request.is_of_holder();
+        let pool = if of_holder { &self.0.holders } else { &self.0.active };
+        let busy = [call.budget.place(of_holder)?, pool.place()?];
         let waiting = if call.request.asks_to_wait() { self.0.waiting.place().ok() } else { None };
         Ok(Places { busy: Some(busy), working: None, waiting })
     }

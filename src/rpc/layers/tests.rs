@@ -14,6 +14,7 @@ use super::limit::{Limit, Limits};
 use super::{deadline::Deadline, panic::Panic};
 use crate::clock::{Clock, Moment};
 use crate::rpc::Settings;
+use crate::rpc::budget::Budget;
 use crate::rpc::call::{Answer, Call, Context, Places, Request};
 use crate::rpc::failure::{self, Failure};
 
@@ -55,7 +56,7 @@ impl tower::Service<Call> for Stub {
 
 fn call(request: impl Into<Request>) -> Call {
     let context = Context { arrived: Moment::default(), deadline: None, trace: None };
-    Call { request: request.into(), context, places: Places::default() }
+    Call { request: request.into(), context, budget: Budget::default(), places: Places::default() }
 }
 
 fn waiting_begin() -> v1::BeginRequest {

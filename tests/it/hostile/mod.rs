@@ -36,7 +36,7 @@ const KEPT: u64 = LITTLE + 3 * 64 * MIB;
 struct Scene {
     server: ServerProcess,
     stop: CancellationToken,
-    beside: JoinHandle<Done>,
+    beside: JoinHandle<u64>,
     before: u64,
 }
 
@@ -68,69 +68,38 @@ impl Scene {
     /// Ends the scene: the well-behaved caller got something done all the while, nothing of it was refused, and the
     /// server never had more than so much memory beyond what it had before.
     async fn end(self, most: u64) {
-        let done = self.end_where_some_is_shed(most).await;
-        assert_eq!(done.shed, 0, "{done:?}");
-    }
-
-    /// As `end`, but the well-behaved caller may have been told to come again, and got it done then.
-    async fn end_where_some_is_shed(self, most: u64) -> Done {
         // Once more, after all that happened.
-        let mut done = Done::default();
-        store_in_the_end(self.server.address(), "afterwards", 1, &mut done).await;
+        store(self.server.address(), "afterwards", 1).await;
         self.stop.cancel();
-        let beside = self.beside.await.expect("every call of the well-behaved caller succeeds in time");
-        assert!(beside.pairs > 0, "it got nothing done");
+        let pairs = self.beside.await.expect("every call of the well-behaved caller succeeds in time");
+        assert!(pairs > 0, "it got nothing done");
         let grown = self.server.peak_memory() - self.before;
-        println!("{beside:?} beside, {} MiB more", grown / MIB);
+        println!("{pairs} pairs beside, {} MiB more", grown / MIB);
         assert!(grown <= most, "{} MiB more memory, of {}", grown / MIB, most / MIB);
-        Done { pairs: beside.pairs, shed: beside.shed + done.shed }
     }
 }
 
-/// What the well-behaved caller got done, and how often it was told to come again.
-#[derive(Debug, Default)]
-struct Done {
-    pairs: u64,
-    shed: u64,
-}
-
-/// Does one pair of Begin and Complete after the other until told to stop.
-async fn work(address: SocketAddr, stop: CancellationToken) -> Done {
-    let mut done = Done::default();
+/// Does one pair of Begin and Complete after the other until told to stop: how many it got done.
+async fn work(address: SocketAddr, stop: CancellationToken) -> u64 {
+    let mut pairs = 0;
     while !stop.is_cancelled() {
-        store_in_the_end(address, &format!("beside-{}", done.pairs), 256, &mut done).await;
-        done.pairs += 1;
+        store(address, &format!("beside-{pairs}"), 256).await;
+        pairs += 1;
     }
-    done
-}
-
-/// As `store`, and comes again when told to.
-async fn store_in_the_end(address: SocketAddr, key: &str, bytes: usize, done: &mut Done) {
-    let stored = async {
-        while let Err(status) = try_store(address, key, bytes).await {
-            let pushback =
-                status.metadata().get("grpc-retry-pushback-ms").expect("a hint when to come again");
-            let after = pushback.to_str().unwrap().parse().unwrap();
-            tokio::time::sleep(Duration::from_millis(after)).await;
-            done.shed += 1;
-        }
-    };
-    tokio::time::timeout(DEADLINE, stored).await.expect("it hangs");
+    pairs
 }
 
 /// Claims a key and completes it with so many bytes, on a connection of its own.
 async fn store(address: SocketAddr, key: &str, bytes: usize) {
-    let stored = try_store(address, key, bytes);
-    tokio::time::timeout(DEADLINE, stored).await.expect("it hangs").expect("a pair");
-}
-
-async fn try_store(address: SocketAddr, key: &str, bytes: usize) -> Result<(), tonic::Status> {
-    let mut client = server::client(address).await;
-    let token = match client.begin(begin(key)).await?.into_inner().result {
-        Some(v1::begin_response::Result::Claim(claim)) => claim.fencing_token,
-        other => panic!("no claim, but {other:?}"),
+    let stored = async {
+        let mut client = server::client(address).await;
+        let token = match client.begin(begin(key)).await.expect("a Begin").into_inner().result {
+            Some(v1::begin_response::Result::Claim(claim)) => claim.fencing_token,
+            other => panic!("no claim, but {other:?}"),
+        };
+        client.complete(complete(key, token, bytes)).await.expect("a Complete");
     };
-    client.complete(complete(key, token, bytes)).await.map(drop)
+    tokio::time::timeout(DEADLINE, stored).await.expect("it hangs");
 }
 
 fn begin(key: &str) -> v1::BeginRequest {

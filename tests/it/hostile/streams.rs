@@ -90,6 +90,6 @@ async fn calls_that_are_reset_once_they_are_taken_leave_nothing_behind() {
         let resets: Vec<u8> = some.iter().flat_map(|&stream| reset(stream)).collect();
         assert!(wire.send(&resets).await);
     }
-    // The work goes on without its callers, and where it is not done as fast as they come it is others who are shed.
-    scene.end_where_some_is_shed(LITTLE).await;
+    // The work goes on without its callers, and where it is not done as fast as they come they alone are shed.
+    scene.end(LITTLE).await;
 }

@@ -42,12 +42,12 @@ async fn complete(mut api: Api, key: &str, fencing_token: u64) -> Result<(), Sta
     api.complete(request).await.map(drop)
 }
 
-/// Expects a refusal that says when to come again, in both ways that clients understand.
-fn hint(status: &Status) -> u64 {
+/// Expects a refusal for want of this that says when to come again, in both ways that clients understand.
+fn hint(status: &Status, limit: &str) -> u64 {
     assert_eq!(status.code(), Code::Unavailable);
     let details = status.get_error_details();
     let info = details.error_info().unwrap();
-    assert_eq!((info.reason.as_str(), info.metadata["limit"].as_str()), ("OVERLOADED", "max_active_calls"));
+    assert_eq!((info.reason.as_str(), info.metadata["limit"].as_str()), ("OVERLOADED", limit));
     let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("a pushback").to_str().unwrap();
     let delay = details.retry_info().and_then(|info| info.retry_delay).expect("a delay");
     assert!((500..2_000).contains(&delay.as_millis()), "{delay:?}");
@@ -74,7 +74,7 @@ async fn begins_beyond_the_places_are_shed_with_hints_while_holders_complete() {
     store.reached(before + PLACES).await;
     let shed = join_all((0..CALLERS).map(|number| claim(api.clone(), format!("shed-{number}")))).await;
     let hints: std::collections::BTreeSet<u64> =
-        shed.iter().map(|result| hint(result.as_ref().unwrap_err())).collect();
+        shed.iter().map(|result| hint(result.as_ref().unwrap_err(), "max_active_calls")).collect();
     assert!(hints.len() > CALLERS / 4, "they would all come again together: {hints:?}");
     for (token, key) in held {
         complete(api.clone(), &key, token).await.expect("a holder is served");
@@ -97,6 +97,43 @@ async fn begins_beyond_the_places_are_shed_with_hints_while_holders_complete() {
     store.hold_claims(false);
     for call in again {
         call.await.unwrap().expect("all places were free again");
+    }
+    server.stop().await;
+}
+
+/// The work of a call that was reset goes on, and the next call may take its stream: a connection that resets all that
+/// it sends must not take the places of all others while the store is slow.
+#[tokio::test]
+async fn a_connection_that_resets_its_calls_takes_up_its_own_places_only() {
+    const OWN: usize = PLACES / 2;
+    let store = Controlled::in_memory();
+    let limits = Limits { streams_per_connection: OWN as u32, ..Limits::default() };
+    let rpc = rpc::Settings { max_active_calls: PLACES, ..rpc::Settings::default() };
+    let server = TestServer::start_with(store.clone(), Config { rpc, limits, ..Config::default() }).await;
+    let (resets, beside) = (server.client().await, server.client().await);
+    let token = claim(resets.clone(), "held".to_owned()).await.unwrap();
+
+    store.hold_claims(true);
+    for number in 0..OWN {
+        let before = store.trips();
+        let call = tokio::spawn(claim(resets.clone(), format!("reset-{number}")));
+        store.reached(before + 1).await;
+        call.abort();
+    }
+    for number in 0..PLACES {
+        let refused = claim(resets.clone(), format!("refused-{number}")).await.unwrap_err();
+        hint(&refused, "streams_per_connection");
+    }
+    complete(resets.clone(), "held", token).await.expect("its holders have places of their own");
+    let before = store.trips();
+    let others: Vec<_> = (0..PLACES - OWN)
+        .map(|number| tokio::spawn(claim(beside.clone(), format!("beside-{number}"))))
+        .collect();
+    store.reached(before + PLACES - OWN).await;
+
+    store.hold_claims(false);
+    for call in others {
+        call.await.unwrap().expect("others have had their places");
     }
     server.stop().await;
 }
