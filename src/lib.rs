@@ -1,5 +1,6 @@
 //! `onced`: a gRPC idempotency coordination service.
 
+pub mod access;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,6 @@
 //! How commands reach a server.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,8 +11,8 @@ use super::input::{self, DURATION};
 /// Where the server is, and whose keys are meant.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// Where onced listens; several servers of one store with commas between
-    #[arg(long, env = "ONCED_SERVER", default_value = "127.0.0.1:7411", value_name = "HOST:PORT,…")]
+    /// Where onced listens: HOST:PORT, or https://HOST:PORT for TLS; several servers of one store with commas between
+    #[arg(long, env = "ONCED_SERVER", default_value = "127.0.0.1:7411", value_name = "SERVER,…")]
     pub server: String,
 
     /// The tenant or service that owns the key
@@ -21,12 +22,54 @@ pub struct ConnectArgs {
     /// How long to try while no server answers
     #[arg(long, default_value = "30s", value_parser = input::duration, value_name = DURATION)]
     pub timeout: Duration,
+
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// Whom to trust, and what to show. Their variables are not those of a server, which may be set beside them.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "access")]
+struct AccessArgs {
+    /// The CA that signed the server's certificate, in PEM; without it, those that this system trusts
+    #[arg(long, env = "ONCED_CLIENT_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// A certificate to show to the server, in PEM
+    #[arg(long, env = "ONCED_CLIENT_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The key of the certificate, in PEM
+    #[arg(long, env = "ONCED_CLIENT_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// A file that holds the token to show to the server
+    #[arg(long, env = "ONCED_CLIENT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Send the token also where it goes over a network without TLS, for all to read
+    #[arg(long, requires = "token_file")]
+    token_in_plaintext: bool,
 }
 
 impl ConnectArgs {
     /// The client.
     pub fn client(&self) -> Result<Client, Error> {
-        Client::builder(&self.server).timeout(self.timeout).build()
+        let AccessArgs { tls_ca, tls_cert, tls_key, token_file, token_in_plaintext } = &self.access;
+        let mut builder = Client::builder(&self.server).timeout(self.timeout);
+        if let Some(file) = tls_ca {
+            builder = builder.ca_file(file);
+        }
+        if let (Some(cert), Some(key)) = (tls_cert, tls_key) {
+            builder = builder.identity_files(cert, key);
+        }
+        if let Some(file) = token_file {
+            builder = builder.token_file(file);
+        }
+        if *token_in_plaintext {
+            builder = builder.allow_token_in_plaintext();
+        }
+        builder.build()
     }
 
     /// The flags that repeat this connection in a command that a message suggests.
@@ -37,6 +80,17 @@ impl ConnectArgs {
         }
         if self.server != "127.0.0.1:7411" {
             flags += &format!(" --server {}", input::quoted(&self.server));
+        }
+        let AccessArgs { tls_ca, tls_cert, tls_key, token_file, token_in_plaintext } = &self.access;
+        let files =
+            [("tls-ca", tls_ca), ("tls-cert", tls_cert), ("tls-key", tls_key), ("token-file", token_file)];
+        for (flag, file) in files {
+            if let Some(file) = file.as_deref().and_then(Path::to_str) {
+                flags += &format!(" --{flag} {}", input::quoted(file));
+            }
+        }
+        if *token_in_plaintext {
+            flags += " --token-in-plaintext";
         }
         flags
     }

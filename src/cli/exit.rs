@@ -68,7 +68,9 @@ impl Exit {
     pub fn of_error(error: &Error) -> Self {
         let Some(refusal) = error.refusal() else {
             return match error {
-                Error::ServerInvalid { .. } | Error::OutcomeTooLarge { .. } => Exit::Usage,
+                Error::ServerInvalid { .. }
+                | Error::CredentialsInvalid(_)
+                | Error::OutcomeTooLarge { .. } => Exit::Usage,
                 _ => Exit::Failed,
             };
         };

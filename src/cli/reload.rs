@@ -1,23 +1,34 @@
 //! SIGHUP: the settings are read again. What can change under a running server does; the rest is told to need a
-//! restart; and where anything is wrong, nothing changes.
+//! restart; and where anything is wrong, nothing changes. Files that hold certificates are looked at every few seconds
+//! as well: whoever renews them need not know of this server.
 
-use std::io;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{fs, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::clock::wall_time;
 use crate::config::{Change, Config, Loaded, Reload, Sources};
-use crate::rpc::{Live, Rules};
+use crate::server::Live;
 use crate::telemetry::Log;
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What it takes to read the settings again.
 pub struct Reloads {
     hangups: Signal,
+    looks: Interval,
     sources: Sources,
     /// The settings that are in force.
     running: Config,
-    rules: Live,
+    live: Live,
     log: Log,
+    /// What the files held when they were last looked at.
+    seen: BTreeMap<PathBuf, Option<Vec<u8>>>,
 }
 
 impl Reloads {
@@ -25,25 +36,43 @@ impl Reloads {
     ///
     /// # Errors
     /// If it cannot be caught.
-    pub fn listen(sources: Sources, running: Config, rules: Live, log: Log) -> io::Result<Self> {
-        Ok(Self { hangups: signal(SignalKind::hangup())?, sources, running, rules, log })
+    pub fn listen(sources: Sources, running: Config, live: Live, log: Log) -> io::Result<Self> {
+        let hangups = signal(SignalKind::hangup())?;
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let seen = look(&running);
+        Ok(Self { hangups, looks, sources, running, live, log, seen })
     }
 
-    /// Reads the settings again at each signal.
+    /// Reads the settings again at each signal, and the files when they change.
     pub async fn go_on(mut self) {
-        while self.hangups.recv().await.is_some() {
-            match self.sources.load() {
-                Ok(loaded) => self.apply(loaded),
-                Err(problems) => {
-                    for problem in &problems.0 {
-                        tracing::error!("{problem}");
+        loop {
+            tokio::select! {
+                biased;
+                hangup = self.hangups.recv() => match hangup {
+                    Some(()) => self.reload(),
+                    None => return,
+                },
+                _ = self.looks.tick() => {
+                    let seen = look(&self.running);
+                    if seen != self.seen {
+                        self.seen = seen;
+                        self.reload_files();
                     }
-                    let count = problems.0.len();
-                    tracing::error!(
-                        problems = count,
-                        "the settings were not reloaded, and stay as they were"
-                    );
                 }
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        match self.sources.load() {
+            Ok(loaded) => self.apply(loaded),
+            Err(problems) => {
+                for problem in &problems.0 {
+                    tracing::error!("{problem}");
+                }
+                let count = problems.0.len();
+                tracing::error!(problems = count, "the settings were not reloaded, and stay as they were");
             }
         }
     }
@@ -53,7 +82,7 @@ impl Reloads {
             tracing::warn!("{doubt}");
         }
         let changes = self.running.take_over(loaded.config);
-        self.rules.store(Arc::new(Rules::of(&self.running)));
+        self.live.set_rules(&self.running);
         if let Err(error) = self.log.set(&self.running.log) {
             tracing::error!(%error, "what is logged stays as it was");
         }
@@ -70,6 +99,30 @@ impl Reloads {
                 }
             }
         }
+        self.seen = look(&self.running);
+        self.reload_files();
         tracing::info!(changes = changes.len(), "the settings were reloaded");
     }
+
+    /// Takes what the files hold now. What cannot be used is told, and what was before stays.
+    fn reload_files(&mut self) {
+        match self.running.tls.files().map(|files| files.load(wall_time())) {
+            Some(Ok((serving, doubts))) => {
+                for doubt in doubts {
+                    tracing::warn!("{doubt}");
+                }
+                self.live.set_tls(serving);
+                tracing::info!("new connections get the certificate as it is in its file now");
+            }
+            Some(Err(unusable)) => {
+                tracing::error!(%unusable, "the certificate was not reloaded, and stays as it was");
+            }
+            None => {}
+        }
+    }
+}
+
+/// What the files of a configuration hold; none for one that cannot be read.
+fn look(config: &Config) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    config.files().map(|file| (file.clone(), fs::read(file).ok())).collect()
 }

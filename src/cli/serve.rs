@@ -1,8 +1,5 @@
 //! `onced serve` and `onced check-config`.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 use clap::Args;
 
 use super::exit::Exit;
@@ -10,8 +7,7 @@ use super::output::{print, say};
 use super::reload::Reloads;
 use super::settings::SettingsArgs;
 use crate::config::{self, Config, Loaded, Sources};
-use crate::rpc::Rules;
-use crate::server;
+use crate::server::{self, Live};
 use crate::telemetry::{self, span};
 
 #[derive(Debug, Args)]
@@ -76,20 +72,29 @@ impl Serve {
                 return Exit::Failed;
             }
         };
-        let rules = Arc::new(ArcSwap::from_pointee(Rules::of(&config)));
+        let live = match Live::of(&config) {
+            Ok(live) => live,
+            // It could be used a moment ago, when all of it was checked.
+            Err(unusable) => {
+                say(&unusable.to_string());
+                return Exit::Usage;
+            }
+        };
         // Where there is no file nothing can have changed: the signal then ends the process, as it does when the
         // terminal goes.
-        if let Some(file) = file {
-            match Reloads::listen(self.sources, config.clone(), Arc::clone(&rules), log) {
+        if file.is_some() || config.files().next().is_some() {
+            match Reloads::listen(self.sources, config.clone(), live.clone(), log) {
                 Ok(reloads) => drop(tokio::spawn(reloads.go_on())),
                 Err(error) => {
                     say(&format!("cannot listen for signals: {error}"));
                     return Exit::Failed;
                 }
             }
+        }
+        if let Some(file) = file {
             tracing::info!(file = %file.display(), "settings come from a file, too; SIGHUP reads it again");
         }
-        let ended = server::serve(config, rules).await;
+        let ended = server::serve(config, live).await;
         if let Some(traces) = traces {
             traces.finish().await;
         }

@@ -13,14 +13,15 @@ pub const PASSWORD_VARIABLE: &str = "ONCED_ETCD_PASSWORD";
 /// What surrounds an outcome in the largest request.
 const AROUND_OUTCOME_BYTES: usize = 16 << 10;
 
-/// Notes what does not fit together, and reads the password.
+/// Notes what does not fit together, and reads the password. What looks like a mistake and need not be one comes back.
 pub fn check(
     config: &mut Config,
     origins: &BTreeMap<String, Origin>,
     variable: impl Fn(&str) -> Option<String>,
     problems: &mut Vec<Problem>,
-) {
-    let mut checks = Checks { origins, problems };
+) -> Vec<String> {
+    let mut checks = Checks { origins, problems, doubts: Vec::new() };
+    checks.tls(config);
     checks.etcd_is_meant(config);
     checks.certificates(config);
     checks.limits(config);
@@ -29,11 +30,13 @@ pub fn check(
         checks.policy(&table, policy);
     }
     config.etcd_password = checks.password(config, variable);
+    checks.doubts
 }
 
-struct Checks<'a> {
+pub(super) struct Checks<'a> {
     origins: &'a BTreeMap<String, Origin>,
     problems: &'a mut Vec<Problem>,
+    pub(super) doubts: Vec<String>,
 }
 
 impl Checks<'_> {
@@ -41,7 +44,7 @@ impl Checks<'_> {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }
 
-    fn refuse(&mut self, key: &str, text: impl Into<String>) {
+    pub(super) fn refuse(&mut self, key: &str, text: impl Into<String>) {
         let origin = self.origin(key);
         self.problems.push(Problem::new(origin, key, text));
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StoreUrl;
+use crate::access::ClientAuth;
 use crate::record::OnLapse;
 use crate::telemetry;
 
@@ -289,6 +290,35 @@ impl Form<OnLapse> for Lapse {
         let name = match value {
             OnLapse::TakeOver => "take-over",
             OnLapse::Hold => "hold",
+        };
+        Some(Raw::Text(name.to_owned()))
+    }
+}
+
+/// Whether callers must show a certificate.
+pub struct Auth;
+
+impl Form<ClientAuth> for Auth {
+    fn expected(&self) -> String {
+        "\"required\" (no connection without one) or \"optional\" (a token will do)".to_owned()
+    }
+
+    fn placeholder(&self) -> &'static str {
+        "WHETHER"
+    }
+
+    fn read(&self, raw: &Raw) -> Result<ClientAuth, String> {
+        match raw.text() {
+            Some("required") => Ok(ClientAuth::Required),
+            Some("optional") => Ok(ClientAuth::Optional),
+            Some(_) | None => Err(wrong(&self.expected(), raw)),
+        }
+    }
+
+    fn show(&self, value: &ClientAuth) -> Option<Raw> {
+        let name = match value {
+            ClientAuth::Required => "required",
+            ClientAuth::Optional => "optional",
         };
         Some(Raw::Text(name.to_owned()))
     }

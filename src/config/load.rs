@@ -83,15 +83,16 @@ impl Sources {
             config.namespaces.read(file, &entries, &mut origins, &mut problems);
             problems.extend(unknown(file, &entries, &known));
         }
+        let mut doubts = self.doubts(&mut config);
         // What cannot be read may set anything.
         if unread == 0 {
             let given = |name: &str| self.variable(name).map(str::to_owned);
-            check(&mut config, &origins, given, &mut problems);
+            doubts.extend(check(&mut config, &origins, given, &mut problems));
         }
         problems.sort();
         problems.dedup();
         if problems.is_empty() {
-            Ok(Loaded { doubts: self.doubts(&mut config), config, file, origins })
+            Ok(Loaded { config, file, origins, doubts })
         } else {
             Err(Problems(problems))
         }

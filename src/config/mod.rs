@@ -4,11 +4,12 @@
 //! - `setting`, `form`: what a setting is, and how its value is written.
 //! - `namespaces`: what holds in each namespace.
 //! - `file`: TOML, read.
-//! - `load`: all sources brought together; `check`: what must hold between settings.
+//! - `load`: all sources brought together; `check`, `callers`: what must hold between settings, and of their files.
 //! - `reload`: what changes when it is read again.
 //! - `problem`: what is wrong, and where.
 //! - `print`: a configuration, and the reference of all settings, as text.
 
+mod callers;
 mod check;
 mod file;
 mod form;
@@ -32,7 +33,7 @@ pub use problem::{Origin, Problem, Problems};
 pub use reload::Change;
 pub use setting::{Reload, Setting};
 pub use store_url::{StoreUrl, StoreUrlError};
-pub use table::{Calls, Config, Coordination, Etcd, Limits, Policy};
+pub use table::{Calls, Config, Coordination, Etcd, Limits, Policy, Tls};
 
 /// What is never shown.
 #[derive(Clone, PartialEq, Eq)]

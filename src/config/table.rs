@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::form::{
-    Address, Bytes, Collector, Count, File, Filter, Lapse, Name, OneOf, Optional, OrOff, Quota, Store, Time,
+    Address, Auth, Bytes, Collector, Count, File, Filter, Lapse, Name, OneOf, Optional, OrOff, Quota, Store,
+    Time,
 };
 use super::setting::settings;
 use super::{Namespaces, Secret, StoreUrl};
+use crate::access::ClientAuth;
 use crate::record::OnLapse;
 use crate::record::limits::{
     LOCK_TTL_DEFAULT, LOCK_TTL_MAX, LOCK_TTL_MIN, OUTCOME_MAX_BYTES, RETENTION_DEFAULT, RETENTION_MAX,
@@ -56,6 +58,8 @@ settings! {
         drain_limit: Duration = s(30), Time(s(0)..=s(3_600)), Restart;
     }
     tables {
+        /// How callers are spoken to by TLS.
+        tls: Tls, "tls";
         /// How to get along with etcd, if records are kept there.
         etcd: Etcd, "etcd";
         /// What it lets connections do.
@@ -70,6 +74,21 @@ settings! {
     beside {
         /// The password of the etcd user. It has no key: files and command lines are there to be shown.
         etcd_password: Option<Secret>;
+    }
+}
+
+settings! {
+    /// What a server shows of itself, and whose certificates it takes. The files are read again when they change.
+    Tls {
+        /// The certificate of this server, in PEM, followed by those between it and its CA. With it, only TLS is
+        /// spoken
+        cert: Option<PathBuf> = None, Optional(File), Restart;
+        /// The key of the certificate, in PEM
+        key: Option<PathBuf> = None, Optional(File), Restart;
+        /// The CA that signs the certificates of callers, in PEM. Unset: none are asked for
+        client_ca: Option<PathBuf> = None, Optional(File), Restart;
+        /// Whether callers must show a certificate
+        client_auth: ClientAuth = ClientAuth::Required, Auth, Restart;
     }
 }
 

@@ -12,7 +12,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::{Counter, Gauge, counter, gauge};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -20,15 +20,14 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tower::util::MapRequest;
 
+use super::live::LiveTls;
+use super::open::open;
+use crate::clock::Clock;
 use crate::config::Limits;
 use crate::rpc::Budget;
+use crate::telemetry::Throttle;
 use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED};
 
-/// What every HTTP/2 connection starts with.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What one who speaks HTTP/1 is told.
-const NOT_HTTP2: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
-    This is onced: it speaks gRPC, over HTTP/2 without TLS.\n";
 /// How long accepting pauses after it failed, as it does when files run out.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What a stream may send before it is read: room for the largest request.
@@ -66,8 +65,12 @@ impl Listener for TcpListener {
 /// The connections of a server.
 pub(super) struct Connections {
     routes: Routes,
+    tls: Option<LiveTls>,
     http: http2::Builder<TokioExecutor>,
     limits: Limits,
+    clock: Clock,
+    /// Between lines on handshakes that failed: one who cannot connect tries again and again.
+    failures: Arc<Throttle>,
     free: Arc<Semaphore>,
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -78,7 +81,13 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Connections to `routes`, none yet; they end once idle after `draining` was cancelled.
-    pub(super) fn new(routes: Routes, limits: Limits, draining: CancellationToken) -> Self {
+    pub(super) fn new(
+        routes: Routes,
+        tls: Option<LiveTls>,
+        limits: Limits,
+        clock: Clock,
+        draining: CancellationToken,
+    ) -> Self {
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams_per_connection)
@@ -91,7 +100,8 @@ impl Connections {
         let (tasks, dropped) = (TaskTracker::new(), CancellationToken::new());
         gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
         let (used, shed) = (gauge!(LIMIT_USED, "limit" => LIMIT), counter!(LIMIT_SHED, "limit" => LIMIT));
-        Self { routes, http, limits, free, tasks, draining, dropped, used, shed }
+        let failures = Arc::default();
+        Self { routes, tls, http, limits, clock, failures, free, tasks, draining, dropped, used, shed }
     }
 
     /// Accepts and serves connections; never ends.
@@ -165,19 +175,20 @@ impl Connections {
         });
         let (http, service) = (self.http.clone(), TowerToHyperService::new(routes));
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
-        let handshake = self.limits.handshake;
+        // The certificate as it is now.
+        let (handshake, tls) = (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load_full()));
+        let (clock, failures) = (self.clock.clone(), Arc::clone(&self.failures));
         async move {
             let _place = place;
-            // TLS, once there is any, is accepted here, under the same deadline.
             let opened = tokio::select! {
                 biased;
-                opened = tokio::time::timeout(handshake, open_http2(stream)) => opened,
+                opened = tokio::time::timeout(handshake, open(stream, tls)) => opened,
                 // It has sent nothing that could be answered.
                 () = draining.cancelled() => return,
             };
             let io = match opened {
                 Ok(Ok(io)) => io,
-                Ok(Err(error)) => return tracing::debug!(%peer, %error, "not an HTTP/2 connection"),
+                Ok(Err(error)) => return tell(&error, peer, || failures.pass(clock.now())),
                 Err(_) => return tracing::debug!(%peer, "a silent connection was let go"),
             };
             let connection = http.serve_connection(TokioIo::new(io), service);
@@ -201,34 +212,20 @@ impl Connections {
     }
 }
 
+/// Logs why a connection could not be opened: as a rule somebody has certificates that do not fit, and looks here. Who
+/// only knocks, as probes of the port do, gets no line that is seen by default.
+fn tell(error: &io::Error, peer: SocketAddr, pass: impl FnOnce() -> Option<u64>) {
+    if error.kind() != io::ErrorKind::InvalidData {
+        return tracing::debug!(%peer, %error, "a connection was not opened");
+    }
+    if let Some(withheld) = pass() {
+        let withheld = (withheld > 0).then_some(withheld);
+        tracing::info!(%peer, %error, withheld, "a connection was not opened");
+    }
+}
+
 /// Whether an accept failed for a reason that went with its connection.
 pub(super) fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// Reads the preface of HTTP/2, and hands back the stream with it: hyper itself waits for it without end.
-/// Whoever speaks otherwise is told so.
-async fn open_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut preface = [0; PREFACE.len()];
-    let mut filled = 0;
-    while filled < preface.len() {
-        let read = reader.read(&mut preface[filled..]).await?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        filled += read;
-        if preface[..filled] != PREFACE[..filled] {
-            writer.write_all(NOT_HTTP2).await?;
-            writer.shutdown().await?;
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it does not start with HTTP/2's preface",
-            ));
-        }
-    }
-    Ok(tokio::io::join(io::Cursor::new(preface).chain(reader), writer))
 }

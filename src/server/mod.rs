@@ -3,6 +3,8 @@
 mod accept;
 mod admin;
 mod drain;
+mod live;
+mod open;
 mod process;
 
 use std::io::{self, Write as _};
@@ -10,7 +12,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,6 +33,7 @@ use admin::Admin;
 
 pub use crate::config::{Config, Limits};
 pub use accept::Listener;
+pub use live::Live;
 
 /// How often the metrics are told what is in use.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
@@ -80,7 +82,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit.
+/// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit. No TLS is
+/// spoken.
 pub async fn run(
     config: Config,
     listener: impl Listener,
@@ -88,13 +91,24 @@ pub async fn run(
     clock: Clock,
     shutdown: impl Future<Output = ()>,
 ) {
-    let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules::of(&config)));
-    run_by(rules, config, listener, store, clock, Reporter::default(), shutdown).await;
+    run_live(Live::in_plaintext(&config), config, listener, store, clock, shutdown).await;
 }
 
-/// As [`run`], by rules that may change meanwhile, and reports how the server is.
+/// As [`run`], by what may change meanwhile.
+pub async fn run_live(
+    live: Live,
+    config: Config,
+    listener: impl Listener,
+    store: Arc<dyn RecordStore>,
+    clock: Clock,
+    shutdown: impl Future<Output = ()>,
+) {
+    run_by(live, config, listener, store, clock, Reporter::default(), shutdown).await;
+}
+
+/// The same, and reports how the server is.
 async fn run_by(
-    rules: rpc::Live,
+    live: Live,
     config: Config,
     listener: impl Listener,
     store: Arc<dyn RecordStore>,
@@ -104,10 +118,11 @@ async fn run_by(
 ) {
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
     let (limits, draining) = (rpc::Limits::new(&config.rpc), CancellationToken::new());
-    let routes = rpc::routes(coordinator.clone(), rules, limits.clone(), draining.clone())
+    let routes = rpc::routes(coordinator.clone(), live.rules, limits.clone(), draining.clone())
         .add_service(reporter.service())
         .prepare();
-    let connections = accept::Connections::new(routes, config.limits.clone(), draining);
+    let connections =
+        accept::Connections::new(routes, live.tls, config.limits.clone(), clock.clone(), draining);
 
     let monitor = reporter.monitor(clock.clone(), || coordinator.probe());
     let serving = async {
@@ -139,11 +154,11 @@ async fn count(limits: &rpc::Limits, connections: &accept::Connections, coordina
 }
 
 /// Opens the store, listens, says so on standard output, and serves until SIGTERM or SIGINT; a second
-/// signal ends it at once. The rules may change meanwhile.
+/// signal ends it at once. What is live may change meanwhile.
 ///
 /// # Errors
 /// If it cannot start, if the store failed, or if the shutdown was interrupted.
-pub async fn serve(config: Config, rules: rpc::Live) -> Result<(), Error> {
+pub async fn serve(config: Config, live: Live) -> Result<(), Error> {
     raise_file_limit();
     let (mut terminate, mut interrupt) =
         (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
@@ -157,10 +172,10 @@ pub async fn serve(config: Config, rules: rpc::Live) -> Result<(), Error> {
         None => None,
     };
     let Opened { store, failed } = open(&config, clock.clone()).await?;
-    announce(address, admin.as_ref().map(Admin::address), &config.store);
+    announce(address, admin.as_ref().map(Admin::address), &config);
 
     let stop = CancellationToken::new();
-    let server = run_by(rules, config, listener, store, clock, reporter, stop.clone().cancelled_owned());
+    let server = run_by(live, config, listener, store, clock, reporter, stop.clone().cancelled_owned());
     tokio::pin!(server);
     let failure = tokio::select! {
         biased;
@@ -255,7 +270,8 @@ fn etcd_config(config: &Config, endpoints: Vec<String>, prefix: String, tls: boo
 
 /// Says where the server is, where its data is, and what to try next. The first lines, which say where it listens,
 /// are for scripts.
-fn announce(address: SocketAddr, admin: Option<SocketAddr>, store: &StoreUrl) {
+fn announce(address: SocketAddr, admin: Option<SocketAddr>, config: &Config) {
+    let store = &config.store;
     let data = match store {
         StoreUrl::File(directory) => {
             let directory = directory.canonicalize().unwrap_or_else(|_| directory.clone());
@@ -266,8 +282,12 @@ fn announce(address: SocketAddr, admin: Option<SocketAddr>, store: &StoreUrl) {
     };
     let admin = admin.map(|admin| format!("health and metrics on http://{admin}\n")).unwrap_or_default();
     // Clients look at 127.0.0.1:7411 unless told otherwise.
-    let server =
-        if address == Config::default().listen { String::new() } else { format!(" --server {address}") };
+    let server = match (config.tls.cert.is_some(), address == Config::default().listen) {
+        (false, true) => String::new(),
+        (false, false) => format!(" --server {address}"),
+        // The certificate is for names that are not known here.
+        (true, _) => format!(" --server https://HOST:{}", address.port()),
+    };
     // As it was started, so that the lines can be pasted: it may not be on the PATH.
     let onced = std::env::args_os().next().unwrap_or_else(|| "onced".into());
     let onced = onced.to_string_lossy();

@@ -3,6 +3,7 @@
 // Clippy knows #[test] functions, but not what they are made of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
 mod cli;
 mod client;
 mod cluster;

@@ -1,10 +1,12 @@
 //! The client: every RPC as a method that retries safely.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost_types::Duration as WireDuration;
 
+use crate::access::{Access, TokenSource};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::once::Once;
@@ -48,10 +50,12 @@ pub struct ClientBuilder {
     timeout: Duration,
     owner: String,
     clock: Clock,
+    access: Access,
 }
 
 impl Client {
-    /// A client of `servers`: `HOST:PORT` or `http://HOST:PORT`, several with commas between.
+    /// A client of `servers`: `HOST:PORT`, `http://HOST:PORT` or, by TLS, `https://HOST:PORT`; several with commas
+    /// between.
     ///
     /// # Errors
     /// If an address cannot be read. Whether a server is there shows at the first call.
@@ -67,6 +71,7 @@ impl Client {
             timeout: DEFAULT_TIMEOUT,
             owner: crate::owner::default_owner(),
             clock: Clock::system(),
+            access: Access::default(),
         }
     }
 
@@ -265,6 +270,41 @@ impl ClientBuilder {
         self
     }
 
+    /// The CA that signed the certificates of the servers, in PEM. Those that the system trusts unless told otherwise.
+    #[must_use]
+    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.ca = Some(file.into());
+        self
+    }
+
+    /// The certificate to show to servers, and its key, in PEM. They are read when the client is built.
+    #[must_use]
+    pub fn identity_files(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.access.identity = Some((cert.into(), key.into()));
+        self
+    }
+
+    /// The file of the token that says who calls. It is read again when it is refused, and every few seconds.
+    #[must_use]
+    pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.token = Some(TokenSource::File(file.into()));
+        self
+    }
+
+    /// The token that says who calls.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.access.token = Some(TokenSource::Text(token.into()));
+        self
+    }
+
+    /// Sends the token also where it goes over a network without TLS, for all to read.
+    #[must_use]
+    pub fn allow_token_in_plaintext(mut self) -> Self {
+        self.access.token_in_plaintext = true;
+        self
+    }
+
     /// The clock that locks are counted on; for tests.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -275,9 +315,10 @@ impl ClientBuilder {
     /// The client.
     ///
     /// # Errors
-    /// If an address cannot be read, or there is none.
+    /// If an address or a file cannot be read, if there is no address, or if a token would go over a network without
+    /// TLS.
     pub fn build(self) -> Result<Client, Error> {
-        let transport = Transport::new(&self.servers, self.clock)?;
+        let transport = Transport::new(&self.servers, &self.access, self.clock)?;
         Ok(Client(Arc::new(Inner { transport, timeout: self.timeout, owner: self.owner })))
     }
 }

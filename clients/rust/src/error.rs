@@ -27,6 +27,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// What the client is to show of itself, or by what it is to know its servers, cannot be used.
+    #[error("{0}")]
+    CredentialsInvalid(String),
     /// A server refused the call; the same call again would be refused again.
     #[error(transparent)]
     Refused(Box<Refusal>),
@@ -83,7 +86,10 @@ impl Error {
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Error::Refused(refusal) | Error::Unavailable { last: refusal, .. } => Some(refusal),
-            Error::ServerInvalid { .. } | Error::OutcomeTooLarge { .. } | Error::AnswerUnknown { .. } => None,
+            Error::ServerInvalid { .. }
+            | Error::CredentialsInvalid(_)
+            | Error::OutcomeTooLarge { .. }
+            | Error::AnswerUnknown { .. } => None,
         }
     }
 

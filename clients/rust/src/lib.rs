@@ -28,6 +28,7 @@
 //! [`Claim::fencing_token`] to the resource and let it refuse lower ones than it has seen, or write the
 //! outcome in the resource's own transaction.
 
+mod access;
 mod claim;
 mod client;
 pub mod clock;

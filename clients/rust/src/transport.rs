@@ -2,12 +2,14 @@
 //! calls can take the place of the unary ones here, and nobody else would notice.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
+use crate::access::{self, Access, Bearer};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Refusal, rounded};
 use crate::retry::{self, Advice};
@@ -44,8 +46,12 @@ pub(crate) struct Answer<A> {
     pub sent: Moment,
 }
 
+/// How addresses are written.
+const FORMS: &str = "write HOST:PORT, http://HOST:PORT, or https://HOST:PORT for TLS";
+
 struct Server {
     name: String,
+    tls: bool,
     endpoint: Endpoint,
     /// Connected at first use: a client can be made before there is a server, and outside a runtime.
     channels: [OnceLock<Channel>; 2],
@@ -55,19 +61,28 @@ pub(crate) struct Transport {
     servers: Vec<Server>,
     /// The server that calls go to: the last one that answered.
     current: AtomicUsize,
+    /// Whether any server has ever answered.
+    reached: AtomicBool,
+    bearer: Option<Bearer>,
     clock: Clock,
 }
 
 impl Transport {
-    pub fn new(servers: &[String], clock: Clock) -> Result<Self, Error> {
-        let servers = servers.iter().map(|server| Server::parse(server)).collect::<Result<Vec<_>, _>>()?;
+    pub fn new(servers: &[String], access: &Access, clock: Clock) -> Result<Self, Error> {
+        let parsed = servers.iter().map(|server| Server::parse(server, access));
+        let servers = parsed.collect::<Result<Vec<_>, _>>()?;
         if servers.is_empty() {
             let why = "name at least one, such as 127.0.0.1:7411".to_owned();
             return Err(Error::ServerInvalid { server: String::new(), why });
         }
+        if access.is_for_tls() && !servers.iter().any(|server| server.tls) {
+            let why = "certificates are for TLS, and no server is called by it: write https://HOST:PORT";
+            return Err(Error::CredentialsInvalid(why.to_owned()));
+        }
+        let bearer = access.bearer(clock.now())?;
         // Each client starts elsewhere, so that a fleet of them spreads over the servers.
         let current = AtomicUsize::new(fastrand::usize(..servers.len()));
-        Ok(Self { servers, current, clock })
+        Ok(Self { servers, current, reached: AtomicBool::new(false), bearer, clock })
     }
 
     /// Sends a call until it is answered, refused, or out of time.
@@ -90,9 +105,14 @@ impl Transport {
             let time = patience.attempt.min(deadline.since(sent)).max(Duration::from_millis(1));
             let mut attempt = Request::new(request.clone());
             attempt.set_timeout(time);
+            let token = self.sign(&mut attempt);
             let answer = tokio::time::timeout(time + ANSWER_MARGIN, send(self.channel(index, lane), attempt));
             let status = match answer.await {
-                Ok(Ok(response)) => return Ok(Answer { message: response.into_inner(), sent }),
+                Ok(Ok(response)) => {
+                    self.reached.store(true, Ordering::Relaxed);
+                    return Ok(Answer { message: response.into_inner(), sent });
+                }
+                Ok(Err(status)) if self.renewed(&status, token.as_ref()) => continue,
                 Ok(Err(status)) if !is_time_out(&status) => status,
                 Ok(Err(_)) | Err(_) => silence(self.name(index), time),
             };
@@ -102,6 +122,20 @@ impl Transport {
             unsettled |= may_have_written(&status);
             answered = Some(Refusal::of(&status)).filter(|refusal| refusal.reason.is_some()).or(answered);
         }
+    }
+
+    /// Adds who calls: what was added.
+    pub fn sign<Q>(&self, request: &mut Request<Q>) -> Option<MetadataValue<Ascii>> {
+        let token = self.bearer.as_ref()?.header(self.clock.now());
+        request.metadata_mut().insert("authorization", token.clone());
+        Some(token)
+    }
+
+    /// Whether a call failed by its token, and there is another one by now. A file is changed a few times at most, so
+    /// nobody goes round here for long.
+    pub fn renewed(&self, status: &Status, sent: Option<&MetadataValue<Ascii>>) -> bool {
+        let (Some(bearer), Some(sent)) = (&self.bearer, sent) else { return false };
+        status.code() == Code::Unauthenticated && bearer.renew(sent, self.clock.now())
     }
 
     /// Moves on from the server at `index`, whose answer was `status`, and waits for the next attempt.
@@ -114,7 +148,17 @@ impl Transport {
         patience: Duration,
         status: &Status,
     ) -> Result<(), Error> {
-        let refusal = Refusal::of(status);
+        let mut refusal = Refusal::of(status);
+        if refusal.reason.is_some() {
+            self.reached.store(true, Ordering::Relaxed);
+        } else if let Some(advice) = access::advice(&refusal.message, self.server(index).tls) {
+            refusal.message = format!("{}: {}; {advice}", self.name(index), refusal.message);
+            // As somebody has set it up, it is the same next time. A client that was answered before sits it out:
+            // certificates are renewed, servers replaced.
+            if attempts as usize >= self.servers.len() && !self.reached.load(Ordering::Relaxed) {
+                return Err(Error::Refused(Box::new(refusal)));
+            }
+        }
         let Advice::Again { pushback } = retry::advice(status) else {
             return Err(Error::Refused(Box::new(refusal)));
         };
@@ -141,7 +185,7 @@ impl Transport {
 
     /// The connection of `lane` to the server at `index`.
     pub fn channel(&self, index: usize, lane: Lane) -> Channel {
-        let server = &self.servers[index % self.servers.len()];
+        let server = self.server(index);
         let cell = match lane {
             Lane::Waiting => &server.channels[0],
             Lane::Holding => &server.channels[1],
@@ -154,7 +198,11 @@ impl Transport {
     }
 
     fn name(&self, index: usize) -> &str {
-        &self.servers[index % self.servers.len()].name
+        &self.server(index).name
+    }
+
+    fn server(&self, index: usize) -> &Server {
+        &self.servers[index % self.servers.len()]
     }
 }
 
@@ -182,34 +230,54 @@ fn silence(server: &str, time: Duration) -> Status {
 }
 
 impl Server {
-    fn parse(server: &str) -> Result<Self, Error> {
+    fn parse(server: &str, access: &Access) -> Result<Self, Error> {
         let invalid = |why: &str| Error::ServerInvalid { server: server.to_owned(), why: why.to_owned() };
         let uri = match server.split_once("://") {
             None => format!("http://{server}"),
-            Some(("http", _)) => server.to_owned(),
-            Some(("https", _)) => return Err(invalid("this client does not speak TLS yet; use http://")),
-            Some(_) => return Err(invalid("write HOST:PORT or http://HOST:PORT")),
+            Some(("http" | "https", _)) => server.to_owned(),
+            Some(_) => return Err(invalid(FORMS)),
         };
-        let endpoint =
-            Endpoint::from_shared(uri).map_err(|_| invalid("write HOST:PORT or http://HOST:PORT"))?;
+        let mut endpoint = Endpoint::from_shared(uri).map_err(|_| invalid(FORMS))?;
         if endpoint.uri().port().is_none() {
             return Err(invalid("the port is missing; onced listens on 7411 by default"));
+        }
+        let tls = endpoint.uri().scheme_str() == Some("https");
+        if tls {
+            let unusable = |error: tonic::transport::Error| {
+                let why =
+                    std::error::Error::source(&error).map_or(error.to_string(), |cause| cause.to_string());
+                Error::CredentialsInvalid(format!("the files for TLS cannot be used: {why}"))
+            };
+            endpoint = endpoint.tls_config(access.tls()?).map_err(unusable)?;
+        } else if access.token.is_some()
+            && !access.token_in_plaintext
+            && !access::is_loopback(endpoint.uri().host().unwrap_or_default())
+        {
+            return Err(invalid(
+                "a token would go there for all to read: write https://, or say --token-in-plaintext \
+                 (allow_token_in_plaintext)",
+            ));
         }
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE.0)
             .keep_alive_timeout(KEEPALIVE.1);
-        Ok(Self { name: server.to_owned(), endpoint, channels: Default::default() })
+        Ok(Self { name: server.to_owned(), tls, endpoint, channels: Default::default() })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::TokenSource;
 
     fn refused(server: &str) -> String {
-        match Transport::new(&[server.to_owned()], Clock::system()) {
+        refused_with(server, &Access::default())
+    }
+
+    fn refused_with(server: &str, access: &Access) -> String {
+        match Transport::new(&[server.to_owned()], access, Clock::system()) {
             Ok(_) => format!("{server} was accepted"),
             Err(error) => error.to_string(),
         }
@@ -217,13 +285,32 @@ mod tests {
 
     #[test]
     fn addresses_are_checked_before_anything_is_sent() {
-        for good in ["127.0.0.1:7411", "http://onced.internal:7411", "[::1]:7411"] {
-            assert!(Transport::new(&[good.to_owned()], Clock::system()).is_ok(), "{good}");
+        let none = Access::default();
+        for good in ["127.0.0.1:7411", "http://onced.internal:7411", "[::1]:7411", "https://onced:7411"] {
+            assert!(Transport::new(&[good.to_owned()], &none, Clock::system()).is_ok(), "{good}");
         }
-        assert!(refused("https://onced:7411").contains("TLS"));
         assert!(refused("127.0.0.1").contains("port"));
         assert!(refused("etcd://127.0.0.1:1").contains("HOST:PORT"));
         assert!(refused("not an address").contains("HOST:PORT"));
-        assert!(Transport::new(&[], Clock::system()).is_err());
+        assert!(Transport::new(&[], &none, Clock::system()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_over_no_network_without_tls_unless_that_is_said() {
+        let token = Some(TokenSource::Text("t".to_owned()));
+        let access = Access { token, ..Access::default() };
+        assert!(refused_with("onced:7411", &access).contains("for all to read"));
+        for good in ["localhost:7411", "https://onced:7411"] {
+            assert_eq!(refused_with(good, &access), format!("{good} was accepted"));
+        }
+        let access = Access { token_in_plaintext: true, ..access };
+        assert_eq!(refused_with("onced:7411", &access), "onced:7411 was accepted");
+    }
+
+    #[test]
+    fn certificates_are_for_servers_that_are_called_by_tls() {
+        let access = Access { ca: Some("/no/such/file".into()), ..Access::default() };
+        assert!(refused_with("localhost:7411", &access).contains("https://"));
+        assert!(refused_with("https://localhost:7411", &access).contains("/no/such/file"));
     }
 }

@@ -1,5 +1,6 @@
 //! The states of a key, one after the other.
 
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status, Streaming};
 
 use crate::client::Client;
@@ -16,12 +17,14 @@ pub struct Watch {
     client: Client,
     request: WatchRequest,
     stream: Option<Streaming<WatchResponse>>,
+    /// The token that it was opened with.
+    token: Option<MetadataValue<Ascii>>,
     completed: bool,
 }
 
 impl Watch {
     pub(crate) fn new(client: Client, request: WatchRequest) -> Self {
-        Self { client, request, stream: None, completed: false }
+        Self { client, request, stream: None, token: None, completed: false }
     }
 
     /// The state now, then each time the latest state after changes; none after `Completed`. A stream that
@@ -49,6 +52,9 @@ impl Watch {
                 }
                 Err(status) => {
                     self.stream = None;
+                    if transport.renewed(&status, self.token.as_ref()) {
+                        continue;
+                    }
                     attempts += 1;
                     let deadline = *deadline.get_or_insert_with(|| transport.clock().now() + patience);
                     transport.pause(index, attempts, deadline, patience, &status).await?;
@@ -64,7 +70,9 @@ impl Watch {
             None => {
                 let channel = self.client.transport().channel(index, Lane::Waiting);
                 let mut service = IdempotencyServiceClient::new(channel);
-                let opened = service.watch(Request::new(self.request.clone()));
+                let mut request = Request::new(self.request.clone());
+                self.token = self.client.transport().sign(&mut request);
+                let opened = service.watch(request);
                 let opened = tokio::time::timeout(self.client.timeout(), opened).await;
                 let stream =
                     opened.map_err(|_| Status::deadline_exceeded("the watch was not opened in time"))??;

@@ -2,6 +2,7 @@
 
 pub mod call_proxy;
 pub mod caller;
+pub mod certificates;
 pub mod clock;
 pub mod cluster;
 pub mod collector;

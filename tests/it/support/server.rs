@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use onced::clock::Clock;
 use onced::generated::health_v1::health_client::HealthClient;
-use onced::server::{self, Config};
+use onced::server::{self, Config, Live};
 use onced::store::RecordStore;
 use onced_client::v1::admin_service_client::AdminServiceClient;
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
@@ -29,6 +29,7 @@ pub type Connection =
 /// A server. Dropped, it ends at once; [`TestServer::stop`] lets it drain.
 pub struct TestServer {
     address: SocketAddr,
+    live: Live,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -45,8 +46,14 @@ impl TestServer {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(server::run(config, listener, store, Clock::system(), stopped));
-        Self { address, stop, task }
+        let live = Live::of(&config).unwrap();
+        let served = server::run_live(live.clone(), config, listener, store, Clock::system(), stopped);
+        Self { address, live, stop, task: tokio::spawn(served) }
+    }
+
+    /// What may change while it serves.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// A new connection.

@@ -4,56 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use onced::store::etcd::{EtcdConfig, EtcdTls, OpenError};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tempfile::TempDir;
 
 use super::opening::refused;
 use super::{hinted, long_claim, open};
 use crate::store::fixture::{create, key};
+use crate::support::certificates::Certificates;
 use crate::support::etcd::{EtcdProcess, fresh_prefix};
-
-/// A CA of the test's own, and what it signed: `NAME.crt` and `NAME.key` in a directory.
-struct Certificates {
-    directory: TempDir,
-    ca: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let own = Self { directory: tempfile::tempdir().unwrap(), ca };
-        std::fs::write(own.path("ca.crt"), own.ca.pem()).unwrap();
-        own
-    }
-
-    /// Signs a certificate for a host.
-    fn sign(&self, name: &str, host: &str) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.ca).unwrap();
-        std::fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
-        std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn ca(&self) -> Option<PathBuf> {
-        Some(self.path("ca.crt"))
-    }
-
-    fn identity(&self, name: &str) -> Option<(PathBuf, PathBuf)> {
-        Some((self.path(&format!("{name}.crt")), self.path(&format!("{name}.key"))))
-    }
-}
 
 /// An etcd for `localhost` that takes those whom the same CA signed.
 fn start(certificates: &Certificates) -> EtcdProcess {
-    certificates.sign("server", "localhost");
-    certificates.sign("client", "onced");
+    certificates.sign("server", &["localhost"]);
+    certificates.sign("client", &["onced"]);
     let path = |name: &str| certificates.path(name).to_str().unwrap().to_owned();
     EtcdProcess::start_with(&[
         "--cert-file",
@@ -70,7 +31,7 @@ fn start(certificates: &Certificates) -> EtcdProcess {
 async fn a_store_works_by_tls_with_a_client_certificate() {
     let certificates = Certificates::new();
     let etcd = start(&certificates);
-    let tls = EtcdTls { ca: certificates.ca(), identity: certificates.identity("client") };
+    let tls = EtcdTls { ca: Some(certificates.ca()), identity: Some(certificates.identity("client")) };
     let config =
         EtcdConfig { tls: Some(tls), ..EtcdConfig::new(vec![etcd.endpoint_by_name()], fresh_prefix()) };
     let store = open(&config).await;
@@ -83,17 +44,17 @@ async fn a_store_works_by_tls_with_a_client_certificate() {
 async fn what_is_wrong_with_tls_is_told_with_what_to_do() {
     let (certificates, other) = (Certificates::new(), Certificates::new());
     let etcd = start(&certificates);
-    other.sign("client", "onced");
+    other.sign("client", &["onced"]);
     let plain = EtcdProcess::shared().endpoint();
-    let (ca, identity) = (certificates.ca(), certificates.identity("client"));
+    let (ca, identity) = (Some(certificates.ca()), Some(certificates.identity("client")));
     let tls = |ca: &Option<PathBuf>, identity| Some(EtcdTls { ca: ca.clone(), identity });
     let by_name = etcd.endpoint_by_name();
     for (endpoint, tls, do_this) in [
         (&by_name, None, "write etcds://"),
         (&plain, tls(&ca, identity.clone()), "write etcd://"),
-        (&by_name, tls(&other.ca(), identity.clone()), "--etcd-ca"),
+        (&by_name, tls(&Some(other.ca()), identity.clone()), "--etcd-ca"),
         (&by_name, tls(&ca, None), "--etcd-cert"),
-        (&by_name, tls(&ca, other.identity("client")), "--etcd-cert"),
+        (&by_name, tls(&ca, Some(other.identity("client"))), "--etcd-cert"),
         (&etcd.endpoint(), tls(&ca, identity.clone()), "for other names"),
     ] {
         let mut config = EtcdConfig { tls, ..EtcdConfig::new(vec![endpoint.clone()], fresh_prefix()) };
@@ -108,10 +69,10 @@ async fn what_is_wrong_with_tls_is_told_with_what_to_do() {
 #[tokio::test]
 async fn files_that_cannot_be_used_are_named() {
     let certificates = Certificates::new();
-    certificates.sign("client", "onced");
+    certificates.sign("client", &["onced"]);
     let empty = certificates.path("empty");
     std::fs::write(&empty, "").unwrap();
-    let (ca, (certificate, key)) = (certificates.ca(), certificates.identity("client").unwrap());
+    let (ca, (certificate, key)) = (Some(certificates.ca()), certificates.identity("client"));
     let missing = certificates.path("missing");
     let tls = |ca, identity| EtcdTls { ca, identity };
     for (tls, named) in [

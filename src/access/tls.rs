@@ -1,0 +1,155 @@
+//! The files that a server speaks TLS by, made into what rustls takes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{Error, RootCertStore, ServerConfig};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::Unusable;
+use crate::record::Timestamp;
+
+/// What a connection must speak.
+pub const ALPN: &[u8] = b"h2";
+/// How long before its end a certificate is warned of.
+const SOON: Duration = Duration::from_secs(3 * 24 * 3_600);
+
+/// Whether a caller must show a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// There is no connection without one.
+    #[default]
+    Required,
+    /// It may, and may show a token instead.
+    Optional,
+}
+
+/// The files that TLS is spoken by, all in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate of the server, those between it and its CA after it.
+    pub cert: PathBuf,
+    /// The key of the certificate.
+    pub key: PathBuf,
+    /// The CA that signs the certificates of callers; none are asked for without one.
+    pub client_ca: Option<PathBuf>,
+    /// Whether callers must show one.
+    pub client_auth: ClientAuth,
+}
+
+/// What rustls serves by.
+pub type Serving = Arc<ServerConfig>;
+
+impl TlsFiles {
+    /// Reads the files: what to serve by, and what to warn of at `now`.
+    ///
+    /// # Errors
+    /// The first file that cannot be used.
+    pub fn load(&self, now: Timestamp) -> Result<(Serving, Vec<String>), Unusable> {
+        let of_cert = |why: String| Unusable::of("tls.cert", &self.cert, why);
+        let of_key = |why: String| Unusable::of("tls.key", &self.key, why);
+        let chain = certificates("tls.cert", &self.cert)?;
+        let key = match PrivateKeyDer::from_pem_slice(&read("tls.key", &self.key)?) {
+            Ok(key) => key,
+            Err(PemError::NoItemsFound) => return Err(of_key("holds no private key in PEM".to_owned())),
+            Err(error) => return Err(of_key(format!("is no PEM: {error}"))),
+        };
+        let doubts = chain
+            .first()
+            .and_then(|cert| doubt(cert, now))
+            .map(|doubt| format!("the certificate of this server, {}, {doubt}", self.cert.display()));
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| of_cert(format!("cannot be served: {error}")))?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(file) => {
+                let roots = Arc::new(roots(file)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let verifier = match self.client_auth {
+                    ClientAuth::Required => verifier,
+                    ClientAuth::Optional => verifier.allow_unauthenticated(),
+                };
+                let verifier = verifier.build().map_err(|error| {
+                    Unusable::of("tls.client_ca", file, format!("cannot be used: {error}"))
+                })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+            Error::InconsistentKeys(_) => {
+                of_key(format!("is not the key of the certificate in {}", self.cert.display()))
+            }
+            Error::InvalidCertificate(error) => of_cert(format!("holds a certificate that is none: {error}")),
+            error => of_key(format!("holds a key that cannot be used: {error}")),
+        })?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok((Arc::new(config), doubts.into_iter().collect()))
+    }
+
+    /// All of them.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
+    }
+}
+
+fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, Unusable> {
+    fs::read(file).map_err(|error| Unusable::unread(setting, file, &error))
+}
+
+/// The certificates of a file, at least one.
+fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    let text = read(setting, file)?;
+    let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|error| Unusable::of(setting, file, format!("is no PEM: {error}")))?;
+    if found.is_empty() {
+        return Err(Unusable::of(setting, file, "holds no certificate in PEM"));
+    }
+    Ok(found)
+}
+
+fn roots(file: &Path) -> Result<RootCertStore, Unusable> {
+    const SETTING: &str = "tls.client_ca";
+    let mut roots = RootCertStore::empty();
+    for cert in certificates(SETTING, file)? {
+        let why = |error| Unusable::of(SETTING, file, format!("holds a certificate that is none: {error}"));
+        roots.add(cert).map_err(why)?;
+    }
+    Ok(roots)
+}
+
+/// What to say of the time of a certificate. It is no reason not to start: whether callers take it is theirs to
+/// say, and it may be this machine's clock that is wrong.
+fn doubt(cert: &CertificateDer<'_>, now: Timestamp) -> Option<String> {
+    let day = |time: UnixTime| {
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+        humantime::format_rfc3339_seconds(at).to_string()
+    };
+    let now = Duration::from_micros(u64::try_from(now.as_micros()).unwrap_or(0));
+    // webpki looks at the time before anything else; whether there is anybody to trust is not asked here.
+    let at = |time: Duration| {
+        let cert = EndEntityCert::try_from(cert).ok()?;
+        let time = UnixTime::since_unix_epoch(time);
+        cert.verify_for_usage(&[], &[], &[], time, KeyUsage::server_auth(), None, None).err()
+    };
+    match at(now) {
+        Some(webpki::Error::CertExpired { not_after, .. }) => {
+            return Some(format!("has expired at {}: callers will refuse it", day(not_after)));
+        }
+        Some(webpki::Error::CertNotValidYet { not_before, .. }) => {
+            return Some(format!("is not valid before {}: callers will refuse it", day(not_before)));
+        }
+        Some(_) | None => {}
+    }
+    match at(now + SOON) {
+        Some(webpki::Error::CertExpired { not_after, .. }) => Some(format!("expires at {}", day(not_after))),
+        Some(_) | None => None,
+    }
+}

@@ -1,0 +1,185 @@
+//! The files of a server as operators meet them: mistakes at the start, and certificates that are renewed.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::*;
+use crate::support::onced::{ServerProcess, onced};
+
+fn checked(flags: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = onced();
+    command.arg("check-config").env_remove("RUST_LOG");
+    for (flag, value) in flags {
+        command.args([flag, value]);
+    }
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_with_their_cause_and_the_exit_status_is_2() {
+    let certificates = Certificates::for_a_server();
+    certificates.sign("other", &["localhost"]);
+    fs::write(certificates.path("empty"), "").unwrap();
+    fs::write(certificates.path("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        .unwrap();
+    let path = |name: &str| certificates.arg(name);
+    let (cert, key, directory) = (path("server.crt"), path("server.key"), path(""));
+    for (flags, file, cause) in [
+        (vec![("--tls-cert", path("gone")), ("--tls-key", key.clone())], "gone", "tls.cert: cannot read"),
+        (vec![("--tls-cert", cert.clone()), ("--tls-key", path("gone"))], "gone", "tls.key: cannot read"),
+        (vec![("--tls-cert", directory), ("--tls-key", key.clone())], "", "tls.cert: cannot read"),
+        (vec![("--tls-cert", path("empty")), ("--tls-key", key.clone())], "empty", "holds no certificate"),
+        (
+            vec![("--tls-cert", path("broken")), ("--tls-key", key.clone())],
+            "broken",
+            "a certificate that is none",
+        ),
+        (
+            vec![("--tls-cert", cert.clone()), ("--tls-key", cert.clone())],
+            "server.crt",
+            "holds no private key",
+        ),
+        (
+            vec![("--tls-cert", cert.clone()), ("--tls-key", path("other.key"))],
+            "other.key",
+            "is not the key of the certificate in",
+        ),
+        (
+            vec![
+                ("--tls-cert", cert.clone()),
+                ("--tls-key", key.clone()),
+                ("--tls-client-ca", path("server.key")),
+            ],
+            "server.key",
+            "tls.client_ca: ",
+        ),
+        (vec![("--tls-cert", cert.clone())], "", "tls.cert: needs its key"),
+        (vec![("--tls-key", key.clone())], "", "tls.key: needs its certificate"),
+        (vec![("--tls-client-ca", path("ca.crt"))], "", "tls.client_ca: is for TLS"),
+    ] {
+        let flags: Vec<(&str, &str)> = flags.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+        let (code, said) = checked(&flags);
+        assert_eq!((code, said.lines().count()), (Some(2), 1), "{flags:?}: {said}");
+        assert!(said.contains(file) && said.contains(cause), "{cause}: {said}");
+    }
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_warned_of() {
+    let certificates = Certificates::new();
+    certificates.sign_for_year("old", "localhost", 2020);
+    certificates.sign_for_year("new", "localhost", 2999);
+    certificates.sign("good", &["localhost"]);
+    for (name, warning) in
+        [("old", "has expired at 2020-12-31"), ("new", "is not valid before 2999-01-01"), ("good", "")]
+    {
+        let (cert, key) =
+            (certificates.arg(&format!("{name}.crt")), certificates.arg(&format!("{name}.key")));
+        let (code, said) = checked(&[("--tls-cert", &cert), ("--tls-key", &key)]);
+        assert_eq!((code, said.is_empty()), (Some(0), warning.is_empty()), "{said}");
+        assert!(said.contains(warning), "{said}");
+    }
+}
+
+/// A server process that speaks TLS, and whose log can be read.
+struct Process {
+    certificates: Certificates,
+    server: ServerProcess,
+}
+
+impl Process {
+    fn start() -> Self {
+        let certificates = Certificates::for_a_server();
+        let log = fs::File::create(certificates.path("log")).unwrap();
+        let mut command = onced();
+        command.env("ONCED_TLS_CERT", certificates.path("server.crt"));
+        command.env("ONCED_TLS_KEY", certificates.path("server.key"));
+        command.env_remove("RUST_LOG").stderr(log);
+        Self { server: ServerProcess::start_as(command, "memory:"), certificates }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = onced();
+        command.args(args).stdin(Stdio::null());
+        command.env("ONCED_SERVER", format!("https://localhost:{}", self.server.address().port()));
+        command.env("ONCED_CLIENT_TLS_CA", self.certificates.ca());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Waits until the log has said something so often.
+    fn until_logged(&self, text: &str, times: usize) {
+        let log = || fs::read_to_string(self.certificates.path("log")).unwrap();
+        for _ in 0..HANGS.as_millis() / 20 {
+            if log().matches(text).count() >= times {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("no {text:?}, {times} times, in {}", log());
+    }
+
+    /// The certificate that a new connection sees.
+    async fn shown(&self) -> Vec<u8> {
+        let stream = self.certificates.connect(self.server.address(), None, &["h2"]).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+}
+
+const TAKEN: &str = "new connections get the certificate";
+const KEPT: &str = "the certificate was not reloaded, and stays as it was";
+
+#[tokio::test]
+async fn commands_call_by_tls() {
+    let process = Process::start();
+    let begun = process.run(&["begin", "--key", "k"]);
+    let said = String::from_utf8(begun.stdout).unwrap();
+    assert_eq!(begun.status.code(), Some(0), "{said}");
+    let mut untrusting = process.command(&["begin", "--key", "k"]);
+    let refused = untrusting.env_remove("ONCED_CLIENT_TLS_CA").output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(8) && said.contains("--tls-ca"), "{said}");
+}
+
+/// Nobody tells the server that its certificate was renewed.
+#[tokio::test]
+async fn renewed_certificates_are_found_and_broken_ones_left_alone() {
+    let process = Process::start();
+    let first = process.shown().await;
+    process.certificates.sign("server", &["localhost"]);
+    process.until_logged(TAKEN, 1);
+    let second = process.shown().await;
+    assert_ne!(first, second);
+
+    fs::write(process.certificates.path("server.crt"), "nonsense").unwrap();
+    process.until_logged(KEPT, 1);
+    assert_eq!(process.shown().await, second);
+    fs::remove_file(process.certificates.path("server.key")).unwrap();
+    process.until_logged(KEPT, 2);
+    assert_eq!(process.shown().await, second);
+    assert_eq!(process.run(&["begin", "--key", "k"]).status.code(), Some(0));
+
+    process.certificates.sign("server", &["localhost"]);
+    process.until_logged(TAKEN, 2);
+    assert_ne!(process.shown().await, second);
+}
+
+#[tokio::test]
+async fn sighup_reads_the_certificate_again_where_there_is_no_file_of_settings() {
+    let process = Process::start();
+    let pid = Pid::from_raw(i32::try_from(process.server.child().id()).unwrap()).unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    process.until_logged("the settings were reloaded", 1);
+    process.until_logged(TAKEN, 1);
+    fs::write(process.certificates.path("server.key"), "nonsense").unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    process.until_logged("not reloaded, and stay as they were", 1);
+    process.shown().await;
+}

@@ -1,0 +1,144 @@
+//! TLS between servers and clients, and what each says of the other's mistakes.
+
+use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// That a call failed, at once, with all of `texts` in its error.
+#[track_caller]
+fn told(result: Result<(), Error>, texts: &[&str]) {
+    let error = result.expect_err("it was served").to_string();
+    for text in texts {
+        assert!(error.contains(text), "no {text:?} in {error}");
+    }
+}
+
+#[tokio::test]
+async fn calls_are_served_by_tls_to_whoever_trusts_the_ca() {
+    let certificates = Certificates::for_a_server();
+    let server = start(speaking_tls(&certificates)).await;
+    call(client(&server, "https://").ca_file(certificates.ca())).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_is_told_what_is_wrong_with_its_server_instead_of_trying_on() {
+    let (certificates, others) = (Certificates::for_a_server(), Certificates::for_a_server());
+    certificates.sign("elsewhere", &["elsewhere.example"]);
+    let server = start(speaking_tls(&certificates)).await;
+    let wrong_ca = call(client(&server, "https://").ca_file(others.ca())).await;
+    told(wrong_ca, &["invalid peer certificate", "--tls-ca", &server.address().to_string()]);
+    told(call(client(&server, "https://")).await, &["UnknownIssuer", "--tls-ca"]);
+    told(call(client(&server, "")).await, &["it speaks TLS: write https://"]);
+
+    let plain = start(Config::default()).await;
+    let by_tls = call(client(&plain, "https://").ca_file(certificates.ca())).await;
+    told(by_tls, &["does not speak TLS", "http:// in place of https://"]);
+
+    let mut config = speaking_tls(&certificates);
+    let (cert, key) = certificates.identity("elsewhere");
+    (config.tls.cert, config.tls.key) = (Some(cert), Some(key));
+    let elsewhere = start(config).await;
+    let other_name = call(client(&elsewhere, "https://").ca_file(certificates.ca())).await;
+    told(other_name, &["elsewhere.example", "for other names"]);
+
+    certificates.sign_for_year("old", "127.0.0.1", 2020);
+    let mut config = speaking_tls(&certificates);
+    let (cert, key) = certificates.identity("old");
+    (config.tls.cert, config.tls.key) = (Some(cert), Some(key));
+    let old = start(config).await;
+    told(call(client(&old, "https://").ca_file(certificates.ca())).await, &["expired", "renew"]);
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_told_so_and_who_does_not_ask_for_http_2_is_let_go() {
+    let certificates = Certificates::for_a_server();
+    let server = start(speaking_tls(&certificates)).await;
+    let mut http_1 = TcpStream::connect(server.address()).await.unwrap();
+    http_1.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut said = String::new();
+    tokio::time::timeout(HANGS, http_1.read_to_string(&mut said)).await.unwrap().unwrap();
+    assert!(said.starts_with("HTTP/1.1 400") && said.contains("https://"), "{said}");
+
+    let other_protocol = certificates.connect(server.address(), None, &["http/1.1"]).await;
+    assert!(other_protocol.is_err_and(|error| error.to_string().contains("NoApplicationProtocol")));
+    let mut unnamed = certificates.connect(server.address(), None, &[]).await.unwrap();
+    let mut rest = Vec::new();
+    // It is closed, politely or not.
+    let _ = tokio::time::timeout(HANGS, unnamed.read_to_end(&mut rest)).await.expect("it stays open");
+    assert!(rest.is_empty());
+    assert!(certificates.connect(server.address(), None, &["h2"]).await.is_ok());
+}
+
+#[tokio::test]
+async fn with_a_client_ca_no_connection_is_served_without_a_certificate_of_it() {
+    let (certificates, others) = (Certificates::for_a_server(), Certificates::new());
+    certificates.sign("caller", &["caller.example"]);
+    others.sign("caller", &["caller.example"]);
+    let mut config = speaking_tls(&certificates);
+    config.tls.client_ca = Some(certificates.ca());
+    let server = start(config.clone()).await;
+    let trusting = |server| client(server, "https://").ca_file(certificates.ca());
+    let showing = |server, (cert, key): (PathBuf, PathBuf)| trusting(server).identity_files(cert, key);
+
+    call(showing(&server, certificates.identity("caller"))).await.unwrap();
+    told(call(trusting(&server)).await, &["CertificateRequired", "--tls-cert"]);
+    told(call(showing(&server, others.identity("caller"))).await, &["tls.client_ca"]);
+
+    config.tls.client_auth = ClientAuth::Optional;
+    let server = start(config).await;
+    call(trusting(&server)).await.unwrap();
+    call(showing(&server, certificates.identity("caller"))).await.unwrap();
+    told(call(showing(&server, others.identity("caller"))).await, &["tls.client_ca"]);
+}
+
+/// New certificates come while callers call: no call fails, and new connections see the new one.
+#[tokio::test]
+async fn new_certificates_cost_no_call_on_connections_that_are_open() {
+    let certificates = Certificates::for_a_server();
+    let config = speaking_tls(&certificates);
+    let server = Arc::new(start(config.clone()).await);
+    let api = client(&server, "https://").ca_file(certificates.ca());
+    let connection = tonic::transport::Endpoint::from_shared(format!("https://{}", server.address()))
+        .unwrap()
+        .tls_config(tonic::transport::ClientTlsConfig::new().ca_certificate(
+            tonic::transport::Certificate::from_pem(std::fs::read(certificates.ca()).unwrap()),
+        ))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let done = tokio_util::sync::CancellationToken::new();
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut api, done) = (IdempotencyServiceClient::new(connection.clone()), done.clone());
+            tokio::spawn(async move {
+                let mut calls = 0_u32;
+                while !done.is_cancelled() {
+                    let lookup = LookupRequest { namespace: "n".to_owned(), key: "k".to_owned(), wait: None };
+                    let status = api.lookup(lookup).await.expect_err("there is no record");
+                    assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+                    calls += 1;
+                }
+                calls
+            })
+        })
+        .collect();
+    let mut shown = Vec::new();
+    for _ in 0..20 {
+        certificates.sign("server", &["localhost", "127.0.0.1"]);
+        let (serving, _) = config.tls.files().unwrap().load(onced::clock::wall_time()).unwrap();
+        server.live().set_tls(serving);
+        let stream = certificates.connect(server.address(), None, &["h2"]).await.unwrap();
+        shown.push(stream.get_ref().1.peer_certificates().unwrap()[0].clone());
+        call(api.clone()).await.unwrap();
+    }
+    done.cancel();
+    for caller in callers {
+        assert!(caller.await.expect("every call was answered") > 0);
+    }
+    shown.dedup();
+    assert_eq!(shown.len(), 20, "each connection gets the newest certificate");
+}
