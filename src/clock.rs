@@ -7,7 +7,8 @@ pub use onced_client::clock::{Clock, Moment};
 
 use crate::record::Timestamp;
 
-/// The wall time now, for display and for announced times only: no decision rests on it.
+/// The wall time now, for display, for announced times, and for how long tokens and certificates hold: what becomes
+/// of a record never rests on it.
 #[allow(clippy::disallowed_methods)] // This is where time is read.
 pub fn wall_time() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

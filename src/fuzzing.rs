@@ -1,6 +1,6 @@
 //! What can be fuzzed: see `tools/fuzz`, and the test below, which does a little of it each time.
 
-use crate::{record, rpc, store};
+use crate::{access, record, rpc, store};
 
 /// A way in for bytes that come from outside, which must not panic; and inputs to begin with.
 pub struct Target {
@@ -13,12 +13,17 @@ pub struct Target {
 }
 
 /// All there are.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "stored_form", run: store::fuzzing::stored_form, seeds: store::fuzzing::stored_forms },
     Target { name: "log", run: store::fuzzing::log, seeds: store::fuzzing::logs },
     Target { name: "names", run: store::fuzzing::name, seeds: store::fuzzing::names },
     Target { name: "request", run: rpc::fuzzing::request, seeds: rpc::fuzzing::requests },
     Target { name: "wire", run: rpc::fuzzing::wire, seeds: rpc::fuzzing::wires },
+    Target {
+        name: "credentials",
+        run: access::fuzzing::credentials,
+        seeds: access::fuzzing::all_credentials,
+    },
     Target { name: "history", run: record::fuzzing::history, seeds: record::fuzzing::histories },
 ];
 

@@ -30,6 +30,10 @@ pub enum ClientAuth {
     Optional,
 }
 
+/// The words for it.
+pub const CLIENT_AUTH: &[(&str, ClientAuth)] =
+    &[("required", ClientAuth::Required), ("optional", ClientAuth::Optional)];
+
 /// The files that TLS is spoken by, all in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {

@@ -12,6 +12,7 @@ mod record;
 mod reload;
 mod serve;
 mod settings;
+mod token;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Check what `serve` would run with: file, environment and flags
     CheckConfig(serve::CheckArgs),
+    /// Make tokens of the server's own
+    Token(token::TokenArgs),
     /// Run a command once across hosts; every other invocation prints its output and exits with its code
     Exec(Box<exec::ExecArgs>),
     #[command(flatten)]
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
             Err(exit) => ExitCode::from(exit.code()),
         },
         Command::CheckConfig(args) => ExitCode::from(serve::check(args).code()),
+        Command::Token(args) => ExitCode::from(token::run(args).code()),
         Command::Exec(args) => run(Builder::new_current_thread(), exec::OWN_FAILURE, exec::run(*args)),
         // Clients do one thing at a time: threads would only cost.
         Command::Call(call) => {

@@ -1,6 +1,6 @@
 //! SIGHUP: the settings are read again. What can change under a running server does; the rest is told to need a
-//! restart; and where anything is wrong, nothing changes. Files that hold certificates are looked at every few seconds
-//! as well: whoever renews them need not know of this server.
+//! restart; and where anything is wrong, nothing changes. Files of certificates, tokens and keys are looked at every few
+//! seconds as well: whoever renews them need not know of this server.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,7 +82,6 @@ impl Reloads {
             tracing::warn!("{doubt}");
         }
         let changes = self.running.take_over(loaded.config);
-        self.live.set_rules(&self.running);
         if let Err(error) = self.log.set(&self.running.log) {
             tracing::error!(%error, "what is logged stays as it was");
         }
@@ -106,6 +105,17 @@ impl Reloads {
 
     /// Takes what the files hold now. What cannot be used is told, and what was before stays.
     fn reload_files(&mut self) {
+        match self.live.set_rules(&self.running) {
+            Ok(()) => {
+                let access = &self.running.access;
+                if access.tokens.is_some() || access.jwks.is_some() {
+                    tracing::info!("tokens are taken as their files have them now");
+                }
+            }
+            Err(unusable) => {
+                tracing::error!(%unusable, "who may call was not reloaded, and stays as it was");
+            }
+        }
         match self.running.tls.files().map(|files| files.load(wall_time())) {
             Some(Ok((serving, doubts))) => {
                 for doubt in doubts {

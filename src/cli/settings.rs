@@ -43,7 +43,7 @@ impl Args for SettingsArgs {
                 .value_name(setting.placeholder())
                 .help(help)
                 // What most servers never need is told by --help alone.
-                .hide_short_help(table.is_some_and(|table| !["etcd", "tls"].contains(&table)));
+                .hide_short_help(table.is_some_and(|table| !["access", "etcd", "tls"].contains(&table)));
             command.arg(match table {
                 Some(table) => arg.help_heading(table.to_owned()),
                 None => arg,

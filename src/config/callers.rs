@@ -1,10 +1,12 @@
 //! What must hold of how callers come, and of the files that say so.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::check::Checks;
+use super::rules::table_of;
 use super::{Config, Tls};
-use crate::access::{ClientAuth, TlsFiles};
+use crate::access::{ClientAuth, Gate, Issuer, TlsFiles, Tokens, Unusable};
 use crate::clock::wall_time;
 
 impl Tls {
@@ -18,7 +20,29 @@ impl Tls {
 impl Config {
     /// The files that are read again when they change.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
-        self.tls.files().into_iter().flat_map(|files| files.paths().map(Path::to_owned).collect::<Vec<_>>())
+        let of_tls = self.tls.files().into_iter();
+        let of_tls = of_tls.flat_map(|files| files.paths().map(Path::to_owned).collect::<Vec<_>>());
+        of_tls.chain([&self.access.tokens, &self.access.jwks].into_iter().flatten().cloned())
+    }
+
+    /// What is asked of callers, as the files have it now.
+    ///
+    /// # Errors
+    /// If one of them cannot be used.
+    pub fn gate(&self) -> Result<Gate, Unusable> {
+        let access = &self.access;
+        let tokens = access.tokens.as_deref().map(Tokens::load).transpose()?.map(Arc::new);
+        let issuer = match (&access.jwks, &access.jwt_issuer, &access.jwt_audience) {
+            (Some(keys), Some(name), Some(audience)) => Some(Arc::new(Issuer::load(keys, name, audience)?)),
+            _ => None,
+        };
+        Ok(Gate {
+            certificates: self.tls.files().is_some_and(|files| files.client_ca.is_some()),
+            tokens,
+            issuer,
+            rules: Arc::new(self.rules.clone()),
+            open_reflection: access.open_reflection,
+        })
     }
 }
 
@@ -40,6 +64,56 @@ impl Checks<'_> {
             Some(Ok((_, doubts))) => self.doubts.extend(doubts),
             Some(Err(unusable)) => self.refuse(unusable.setting, unusable.text),
             None => {}
+        }
+    }
+
+    pub(super) fn access(&mut self, config: &Config) {
+        let access = &config.access;
+        for (key, set) in
+            [("access.jwt_issuer", &access.jwt_issuer), ("access.jwt_audience", &access.jwt_audience)]
+        {
+            match (&access.jwks, set) {
+                (Some(_), None) => {
+                    self.refuse(
+                        "access.jwks",
+                        format!("takes JWTs of one issuer, for one audience: set {key}, too"),
+                    );
+                }
+                (None, Some(_)) => self.refuse(key, "is for JWTs: set access.jwks, too"),
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        let near = config.listen.ip().is_loopback();
+        let takes = [("access.tokens", &access.tokens), ("access.jwks", &access.jwks)];
+        for (key, _) in takes.into_iter().filter(|(_, file)| file.is_some()) {
+            if config.tls.cert.is_none() && !near && !access.allow_tokens_in_plaintext {
+                let text = format!(
+                    "tokens would come to {} without TLS, for all to read: set tls.cert and tls.key, or \
+                     access.allow_tokens_in_plaintext",
+                    config.listen
+                );
+                self.refuse(key, text);
+            }
+        }
+        let gate = match config.gate() {
+            Ok(gate) => gate,
+            Err(unusable) => return self.refuse(unusable.setting, unusable.text),
+        };
+        const WAYS: &str = "tls.client_ca, access.tokens or access.jwks";
+        match (gate.is_closed(), config.rules.keys().next()) {
+            (false, Some(name)) => {
+                let key = format!("{}.identities", table_of(name));
+                self.refuse(&key, format!("nobody could show who they are: set {WAYS}, too"));
+            }
+            (false, None) if !near => self.doubts.push(format!(
+                "whoever reaches {} may do anything there: set {WAYS}, and access.rules",
+                config.listen
+            )),
+            (true, None) => self.doubts.push(
+                "there are no access.rules: whoever shows who they are may do anything in every namespace"
+                    .to_owned(),
+            ),
+            (true, Some(_)) | (false, None) => {}
         }
     }
 }

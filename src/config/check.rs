@@ -22,6 +22,7 @@ pub fn check(
 ) -> Vec<String> {
     let mut checks = Checks { origins, problems, doubts: Vec::new() };
     checks.tls(config);
+    checks.access(config);
     checks.etcd_is_meant(config);
     checks.certificates(config);
     checks.limits(config);

@@ -80,7 +80,13 @@ fn raw(value: &Spanned<DeValue<'_>>) -> Raw {
         DeValue::Boolean(true) => Raw::Other("true"),
         DeValue::Boolean(false) => Raw::Other("false"),
         DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Array(_) => Raw::Other("a list"),
+        DeValue::Array(items) => {
+            let text = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+                DeValue::String(text) => Some(text.to_string()),
+                _ => None,
+            };
+            items.iter().map(text).collect::<Option<_>>().map_or(Raw::Other("a list"), Raw::List)
+        }
         DeValue::Table(_) => EMPTY_TABLE,
     }
 }

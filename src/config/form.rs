@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StoreUrl;
-use crate::access::ClientAuth;
 use crate::record::OnLapse;
 use crate::telemetry;
 
@@ -27,7 +26,9 @@ pub enum Raw {
     Text(String),
     /// Text outside of files, where numbers are text too.
     Bare(String),
-    /// What no setting takes; what it is.
+    /// A list of text in a file.
+    List(Vec<String>),
+    /// What no other setting takes; what it is.
     Other(&'static str),
 }
 
@@ -37,7 +38,7 @@ impl Raw {
         match self {
             Raw::Number(number) => Some(*number),
             Raw::Bare(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
-            Raw::Bare(_) | Raw::Text(_) | Raw::Other(_) => None,
+            Raw::Bare(_) | Raw::Text(_) | Raw::List(_) | Raw::Other(_) => None,
         }
     }
 
@@ -45,7 +46,7 @@ impl Raw {
     fn text(&self) -> Option<&str> {
         match self {
             Raw::Text(text) | Raw::Bare(text) => Some(text),
-            Raw::Number(_) | Raw::Other(_) => None,
+            Raw::Number(_) | Raw::List(_) | Raw::Other(_) => None,
         }
     }
 
@@ -54,6 +55,7 @@ impl Raw {
         match self {
             Raw::Text(text) | Raw::Bare(text) => text.clone(),
             Raw::Number(number) => number.to_string(),
+            Raw::List(items) => items.join(", "),
             Raw::Other(what) => (*what).to_owned(),
         }
     }
@@ -74,6 +76,11 @@ impl fmt::Display for Raw {
                     }
                 }
                 f.write_str("\"")
+            }
+            Raw::List(items) => {
+                let items: Vec<String> =
+                    items.iter().map(|item| Raw::Text(item.clone()).to_string()).collect();
+                write!(f, "[{}]", items.join(", "))
             }
             Raw::Other(what) => f.write_str(what),
         }
@@ -295,32 +302,29 @@ impl Form<OnLapse> for Lapse {
     }
 }
 
-/// Whether callers must show a certificate.
-pub struct Auth;
+/// Yes or no.
+pub struct Switch;
 
-impl Form<ClientAuth> for Auth {
+impl Form<bool> for Switch {
     fn expected(&self) -> String {
-        "\"required\" (no connection without one) or \"optional\" (a token will do)".to_owned()
+        "true or false".to_owned()
     }
 
     fn placeholder(&self) -> &'static str {
-        "WHETHER"
+        "BOOL"
     }
 
-    fn read(&self, raw: &Raw) -> Result<ClientAuth, String> {
-        match raw.text() {
-            Some("required") => Ok(ClientAuth::Required),
-            Some("optional") => Ok(ClientAuth::Optional),
-            Some(_) | None => Err(wrong(&self.expected(), raw)),
+    fn read(&self, raw: &Raw) -> Result<bool, String> {
+        match raw {
+            Raw::Other(text) if *text == "true" => Ok(true),
+            Raw::Other(text) if *text == "false" => Ok(false),
+            Raw::Bare(text) => text.parse().map_err(|_| wrong(&self.expected(), raw)),
+            _ => Err(wrong(&self.expected(), raw)),
         }
     }
 
-    fn show(&self, value: &ClientAuth) -> Option<Raw> {
-        let name = match value {
-            ClientAuth::Required => "required",
-            ClientAuth::Optional => "optional",
-        };
-        Some(Raw::Text(name.to_owned()))
+    fn show(&self, value: &bool) -> Option<Raw> {
+        Some(Raw::Other(if *value { "true" } else { "false" }))
     }
 }
 

@@ -9,7 +9,7 @@ use super::check::{PASSWORD_VARIABLE, check};
 use super::file::{self, EMPTY_TABLE, Entry};
 use super::form::Raw;
 use super::problem::{Origin, Problem, Problems, meant};
-use super::{Config, Setting, namespaces};
+use super::{Config, Setting, namespaces, rules};
 
 /// The variable that other programs of the kind are told by what to log: read where ours is not set.
 const LOG_VARIABLE: &str = "RUST_LOG";
@@ -81,6 +81,7 @@ impl Sources {
         }
         if let Some(file) = &file {
             config.namespaces.read(file, &entries, &mut origins, &mut problems);
+            rules::read(&mut config.rules, file, &entries, &mut origins, &mut problems);
             problems.extend(unknown(file, &entries, &known));
         }
         let mut doubts = self.doubts(&mut config);
@@ -154,7 +155,7 @@ fn unknown(file: &Path, entries: &[Entry], known: &BTreeSet<String>) -> Vec<Prob
     let table_of = |key: &str| known.iter().any(|known| known.starts_with(&format!("{key}.")));
     let problem = |entry: &Entry| {
         let key = entry.path.join(".");
-        if entry.path[0] == namespaces::TABLE {
+        if entry.path[0] == namespaces::TABLE || rules::is_of_rule(entry) {
             return None;
         }
         if known.contains(&key) || (table_of(&key) && entry.raw == EMPTY_TABLE) {

@@ -1,8 +1,8 @@
 //! The configuration: defaults < file < environment < flags.
 //!
 //! - `table`: every setting, with its meaning, default and bounds.
-//! - `setting`, `form`: what a setting is, and how its value is written.
-//! - `namespaces`: what holds in each namespace.
+//! - `setting`, `form`, `list`: what a setting is, and how its value is written.
+//! - `namespaces`: what holds in each namespace; `rules`: who may do what.
 //! - `file`: TOML, read.
 //! - `load`: all sources brought together; `check`, `callers`: what must hold between settings, and of their files.
 //! - `reload`: what changes when it is read again.
@@ -13,11 +13,13 @@ mod callers;
 mod check;
 mod file;
 mod form;
+mod list;
 mod load;
 mod namespaces;
 mod print;
 mod problem;
 mod reload;
+mod rules;
 mod setting;
 mod store_url;
 mod table;
@@ -33,7 +35,7 @@ pub use problem::{Origin, Problem, Problems};
 pub use reload::Change;
 pub use setting::{Reload, Setting};
 pub use store_url::{StoreUrl, StoreUrlError};
-pub use table::{Calls, Config, Coordination, Etcd, Limits, Policy, Tls};
+pub use table::{Access, Calls, Config, Coordination, Etcd, Limits, Policy, Tls};
 
 /// What is never shown.
 #[derive(Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::check::PASSWORD_VARIABLE;
-use super::{Config, Loaded, Origin, Reload, Setting};
+use super::{Config, Loaded, Origin, Reload, Setting, rules};
 
 /// The width that comments are wrapped to.
 const WIDTH: usize = 100;
@@ -32,6 +32,17 @@ impl Loaded {
             for setting in policy.settings() {
                 let key = format!("{table}.{}", setting.key);
                 let origin = self.origins.get(&key).map_or("as in [defaults]".to_owned(), Origin::to_string);
+                if let Some(value) = setting.show() {
+                    line(&mut text, &format!("{} = {value}  # {origin}", setting.key));
+                }
+            }
+        }
+        for (name, rule) in &mut config.rules {
+            let table = rules::table_of(name);
+            line(&mut text, &format!("\n[{table}]"));
+            for setting in rules::settings(rule) {
+                let origin =
+                    self.origins.get(&format!("{table}.{}", setting.key)).unwrap_or(&Origin::Default);
                 if let Some(value) = setting.show() {
                     line(&mut text, &format!("{} = {value}  # {origin}", setting.key));
                 }

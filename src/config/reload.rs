@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::form::Raw;
-use super::{Config, Policy, Reload};
+use super::{Config, Reload, Setting, namespaces, rules};
 
 /// A setting that is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +31,20 @@ impl Config {
             self.namespaces.named.keys().chain(new.namespaces.named.keys()).cloned().collect();
         for name in named {
             let (mut old, mut new) = (self.namespaces.of(&name).clone(), new.namespaces.of(&name).clone());
-            changes.extend(changed(&name, &mut old, &mut new));
+            changes.extend(changed(&namespaces::table_of(&name), old.settings(), new.settings()));
         }
         self.namespaces.named = std::mem::take(&mut new.namespaces.named);
+        let named: BTreeSet<String> = self.rules.keys().chain(new.rules.keys()).cloned().collect();
+        for name in named {
+            let [mut old, mut new] =
+                [&self.rules, &new.rules].map(|rules| rules.get(&name).cloned().unwrap_or_default());
+            changes.extend(changed(
+                &rules::table_of(&name),
+                rules::settings(&mut old),
+                rules::settings(&mut new),
+            ));
+        }
+        self.rules = std::mem::take(&mut new.rules);
         for (mut old, new) in self.settings().into_iter().zip(new.settings()) {
             let (from, to) = (old.show(), new.show());
             if from == to {
@@ -49,10 +60,9 @@ impl Config {
     }
 }
 
-/// What is no longer the same in a namespace.
-fn changed(name: &str, old: &mut Policy, new: &mut Policy) -> Vec<Change> {
-    let table = super::namespaces::table_of(name);
-    let both = old.settings().into_iter().zip(new.settings());
+/// What is no longer the same in a table.
+fn changed(table: &str, old: Vec<Setting<'_>>, new: Vec<Setting<'_>>) -> Vec<Change> {
+    let both = old.into_iter().zip(new);
     let different = both.filter(|(old, new)| old.show() != new.show());
     different
         .map(|(old, new)| Change {

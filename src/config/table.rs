@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::form::{
-    Address, Auth, Bytes, Collector, Count, File, Filter, Lapse, Name, OneOf, Optional, OrOff, Quota, Store,
-    Time,
+    Address, Bytes, Collector, Count, File, Filter, Lapse, Name, OneOf, Optional, OrOff, Quota, Store,
+    Switch, Time,
 };
 use super::setting::settings;
 use super::{Namespaces, Secret, StoreUrl};
-use crate::access::ClientAuth;
+use crate::access::tls::CLIENT_AUTH;
+use crate::access::{ClientAuth, Rules};
 use crate::record::OnLapse;
 use crate::record::limits::{
     LOCK_TTL_DEFAULT, LOCK_TTL_MAX, LOCK_TTL_MIN, OUTCOME_MAX_BYTES, RETENTION_DEFAULT, RETENTION_MAX,
@@ -60,6 +61,8 @@ settings! {
     tables {
         /// How callers are spoken to by TLS.
         tls: Tls, "tls";
+        /// Who may call.
+        access: Access, "access";
         /// How to get along with etcd, if records are kept there.
         etcd: Etcd, "etcd";
         /// What it lets connections do.
@@ -72,6 +75,8 @@ settings! {
         namespaces: Namespaces, "defaults";
     }
     beside {
+        /// What each may do.
+        rules: Rules;
         /// The password of the etcd user. It has no key: files and command lines are there to be shown.
         etcd_password: Option<Secret>;
     }
@@ -87,8 +92,26 @@ settings! {
         key: Option<PathBuf> = None, Optional(File), Restart;
         /// The CA that signs the certificates of callers, in PEM. Unset: none are asked for
         client_ca: Option<PathBuf> = None, Optional(File), Restart;
-        /// Whether callers must show a certificate
-        client_auth: ClientAuth = ClientAuth::Required, Auth, Restart;
+        /// Whether there is no connection without a certificate, or a token will do instead
+        client_auth: ClientAuth = ClientAuth::Required, OneOf(CLIENT_AUTH), Restart;
+    }
+}
+
+settings! {
+    /// Who may call. The files are read again when they change.
+    Access {
+        /// A file of tokens of this server's own, with NAME = sha256:HASH in each line: onced token new NAME makes them
+        tokens: Option<PathBuf> = None, Optional(File), Restart;
+        /// A file (JWKS) with the public keys of an issuer whose JWTs are taken as tokens, too
+        jwks: Option<PathBuf> = None, Optional(File), Restart;
+        /// What the JWTs must have as their issuer (iss)
+        jwt_issuer: Option<String> = None, Optional(Name), Restart;
+        /// What the JWTs must have as their audience (aud), or among them
+        jwt_audience: Option<String> = None, Optional(Name), Restart;
+        /// Whether reflection tells everybody what there is to call, or only those who show who they are
+        open_reflection: bool = true, Switch, Live;
+        /// Takes tokens also where they come over a network without TLS, for all to read
+        allow_tokens_in_plaintext: bool = false, Switch, Restart;
     }
 }
 

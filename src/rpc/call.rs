@@ -6,6 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::budget::Budget;
 use super::failure::Failure;
+use crate::access::Caller;
 use crate::clock::Moment;
 use crate::coordinator::{Busy, Claimed};
 use crate::telemetry::trace::TraceParent;
@@ -17,13 +18,15 @@ pub struct Call {
     pub request: Request,
     /// When, and for how long.
     pub context: Context,
+    /// Who asks; `None` where nobody is asked who they are.
+    pub caller: Option<Caller>,
     /// That of the connection that it came on.
     pub budget: Budget,
     /// The places it takes up; the limit layer fills them in.
     pub places: Places,
 }
 
-/// The circumstances of a call. The identity of the caller will stand here too.
+/// The circumstances of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
     /// When the call arrived at the server.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use onced_client::v1::ErrorReason;
 
+use crate::access::{Action, Unproven};
 use crate::coordinator;
 
 /// Why a call failed.
@@ -17,6 +18,10 @@ pub enum Failure {
     Overloaded(Limit),
     /// A quota of the namespace is reached; nothing was written.
     Quota(Quota),
+    /// It is not known who calls; nothing was done.
+    Unproven(Unproven),
+    /// The caller may not do this; nothing was looked at.
+    Denied(Box<Denied>),
     /// The deadline of the call passed.
     DeadlineExceeded,
     /// The request did not arrive whole within this time; nothing was done.
@@ -55,6 +60,17 @@ pub struct Quota {
     pub size: u32,
     /// When it may help to try again.
     pub retry: Duration,
+}
+
+/// What a caller may not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Who calls.
+    pub caller: String,
+    /// Where; empty if that is no namespace.
+    pub namespace: String,
+    /// What.
+    pub action: Action,
 }
 
 /// A limit of the server, with its size.

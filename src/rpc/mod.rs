@@ -3,11 +3,11 @@
 //! Every call, unary or of a session, is a `call::Call` that one stack of layers takes to the handler:
 //!
 //! ```text
-//! trace → measure → panic → deadline → limit → quota → handler → coordinator
+//! trace → measure → panic → access → deadline → limit → quota → handler → coordinator
 //! ```
 //!
-//! Around all of it, at the level of HTTP, stands `layers::edge`: it notes when a call arrived, sees to it that
-//! no answer goes without a reason, and tells a claim when it is about to leave.
+//! Around all of it, at the level of HTTP, stands `layers::edge`: it notes when a call arrived and who makes it,
+//! sees to it that no answer goes without a reason, and tells a claim when it is about to leave.
 
 mod budget;
 mod call;
@@ -33,6 +33,7 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::access::Gate;
 use crate::config::{Config, Namespaces};
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminServiceServer;
@@ -52,18 +53,20 @@ pub use status::code_name;
 pub const ERROR_DOMAIN: &str = "onced.dev";
 
 /// What may change while calls are served: each call goes by the rules that hold when it comes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The limits of calls. Those that need a restart count as they were at the start.
     pub settings: Settings,
     /// What holds in each namespace.
     pub namespaces: Namespaces,
+    /// Who may do what.
+    pub gate: Gate,
 }
 
 impl Rules {
     /// Those of a configuration.
-    pub fn of(config: &Config) -> Self {
-        Self { settings: config.rpc.clone(), namespaces: config.namespaces.clone() }
+    pub fn of(config: &Config, gate: Gate) -> Self {
+        Self { settings: config.rpc.clone(), namespaces: config.namespaces.clone(), gate }
     }
 }
 
@@ -85,7 +88,7 @@ pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits, drain: Canc
         stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &quotas, &store_failures),
         coordinator,
         clock: clock.clone(),
-        rules,
+        rules: Arc::clone(&rules),
         limits,
         quotas,
         drain: drain.clone(),
@@ -93,5 +96,5 @@ pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits, drain: Canc
     };
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))
         .add_service(AdminServiceServer::new(service).max_decoding_message_size(max));
-    reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock, max_arrival }).into()
+    reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock, max_arrival, rules }).into()
 }

@@ -1,6 +1,8 @@
 //! The two services of the API. A unary call is a [`Call`] and nothing more: all that happens to it is in the
 //! layers and the handler, which a session's calls go through as well.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use onced_client::v1;
 use tokio_util::sync::CancellationToken;
@@ -10,12 +12,14 @@ use tower::Service as _;
 use super::Live;
 use super::call::{self, Call, Context, Places};
 use super::failure::Failure;
+use super::layers::access;
 use super::layers::edge::{Arrival, Outbound};
 use super::layers::trace::StoreFailures;
 use super::layers::{Limits, Stack};
 use super::quota::Quotas;
 use super::session::{self, Session};
 use super::watch::{self, Watch};
+use crate::access::Action;
 use crate::clock::Clock;
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminService;
@@ -45,11 +49,12 @@ impl Service {
         Q: Into<call::Request>,
         A: TryFrom<call::Response, Error = Failure>,
     {
-        let Arrival { at, deadline, budget, inflow, trace } = arrival(&request)?;
+        let Arrival { at, deadline, caller, budget, inflow, trace, .. } = arrival(&request)?;
         let context = Context { arrived: at, deadline, trace };
         // What the message takes up is held until it is answered, and what the answer takes up until it has left.
         let mut hold = inflow.take();
-        let call = Call { request: request.into_inner().into(), context, budget, places: Places::default() };
+        let (request, places) = (request.into_inner().into(), Places::default());
+        let call = Call { request, context, caller, budget, places };
         let answered = self.stack.clone().call(call).await.and_then(|answer| {
             hold.resize(answer.response.encoded_len())?;
             Ok((A::try_from(answer.response)?, answer.claim))
@@ -105,12 +110,18 @@ impl IdempotencyService for Service {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let Arrival { deadline, budget, trace, .. } = arrival(&request)?;
+        let Arrival { deadline, caller, expires, budget, trace, .. } = arrival(&request)?;
+        let namespace = &request.get_ref().namespace;
+        access::check(&self.rules, caller.as_ref(), namespace, Action::Lookup)
+            .map_err(|failure| failure.to_status())?;
         let outbound = Outbound::default();
         let watch = Watch {
             clock: self.clock.clone(),
             deadline,
             trace,
+            rules: Arc::clone(&self.rules),
+            caller,
+            expires,
             drain: self.drain.clone(),
             store_failures: self.store_failures.clone(),
             budget,
@@ -128,12 +139,14 @@ impl IdempotencyService for Service {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let Arrival { deadline, budget, inflow, trace, .. } = arrival(&request)?;
+        let Arrival { deadline, caller, expires, budget, inflow, trace, .. } = arrival(&request)?;
         let session = Session {
             stack: self.stack.clone(),
             clock: self.clock.clone(),
             deadline,
             trace,
+            caller,
+            expires,
             drain: self.drain.clone(),
             max_calls: self.rules.load().settings.max_session_calls,
             budget,

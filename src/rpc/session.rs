@@ -29,6 +29,7 @@ use super::layers::Stack;
 use super::layers::edge::{Outbound, undecodable};
 use super::layers::inbound::Inflow;
 use super::layers::limit::shed;
+use crate::access::{Caller, Unproven};
 use crate::clock::{Clock, Moment};
 use crate::telemetry::metrics::{Present, SESSIONS};
 use crate::telemetry::trace::TraceParent;
@@ -46,6 +47,10 @@ pub struct Session {
     pub deadline: Option<Moment>,
     /// Where the session, and so each of its calls, stands in the trace of the client.
     pub trace: Option<TraceParent>,
+    /// Who opened it, and so makes its calls.
+    pub caller: Option<Caller>,
+    /// When that is no longer known: it then closes after its open calls.
+    pub expires: Option<Moment>,
     pub drain: CancellationToken,
     /// How many calls may be open at once.
     pub max_calls: usize,
@@ -96,6 +101,14 @@ impl Session {
     }
 }
 
+/// Waits for a moment; for ever if there is none.
+pub async fn reached(clock: &Clock, moment: Option<Moment>) {
+    match moment {
+        Some(moment) => tokio::time::sleep(moment.since(clock.now())).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Driver {
     session: Session,
     incoming: Streaming<v1::SessionRequest>,
@@ -113,13 +126,9 @@ impl Driver {
         let mut calls = FuturesUnordered::<OpenCall>::new();
         let client = self.finished.clone();
         let drain = self.session.drain.clone();
-        let deadline = self.session.deadline.map(|deadline| deadline.since(self.session.clock.now()));
-        let mut deadline = std::pin::pin!(async move {
-            match deadline {
-                Some(left) => tokio::time::sleep(left).await,
-                None => std::future::pending().await,
-            }
-        });
+        let clock = self.session.clock.clone();
+        let mut deadline = std::pin::pin!(reached(&clock, self.session.deadline));
+        let mut expired = std::pin::pin!(reached(&clock, self.session.expires));
         // Why no more calls are read, once none are.
         let mut closing: Option<Option<Failure>> = None;
         while closing.is_none() || !calls.is_empty() {
@@ -132,6 +141,9 @@ impl Driver {
                 }
                 () = drain.cancelled(), if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
                 () = &mut deadline, if closing.is_none() => closing = Some(Some(Failure::DeadlineExceeded)),
+                () = &mut expired, if closing.is_none() => {
+                    closing = Some(Some(Failure::Unproven(Unproven::Expired)));
+                }
                 read = self.read(), if closing.is_none() => match read {
                     Ok(Some((message, turn))) => self.take(message, turn, &calls),
                     Ok(None) => closing = Some(None),
@@ -183,8 +195,8 @@ impl Driver {
         };
         match self.context(id, timeout) {
             Ok(context) => {
-                let budget = self.session.budget.clone();
-                let call = Call { request, context, budget, places: Places::default() };
+                let (caller, budget) = (self.session.caller.clone(), self.session.budget.clone());
+                let call = Call { request, context, caller, budget, places: Places::default() };
                 calls.push(self.start(id, call, turn));
             }
             Err(failure) => self.answer(id, Err(failure), turn),

@@ -1,6 +1,7 @@
 //! The only place that turns a [`Failure`] into a status. Every match names all variants, so that a new one
 //! cannot go without a code, a reason and a retry hint.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use onced_client::v1::ErrorReason;
@@ -10,7 +11,8 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic_types::pb;
 
 use super::ERROR_DOMAIN;
-use super::failure::{Failure, Violation};
+use super::failure::{Denied, Failure, Violation};
+use crate::access::Unproven;
 use crate::coordinator::Error;
 use crate::record::{Refusal, View};
 use crate::store::StoreError;
@@ -27,6 +29,18 @@ enum Retry {
     After(Duration),
     /// After about this long, and gRPC's retry policies are told so too.
     Pushback(Duration),
+}
+
+/// `google.rpc.ErrorInfo` with its values in one order. That of the types for all has them in any: the same answer was
+/// then not the same bytes.
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    metadata: BTreeMap<String, String>,
 }
 
 impl Failure {
@@ -51,6 +65,10 @@ impl Failure {
             Failure::Coordinator(Error::Draining) => ErrorReason::Draining,
             Failure::Overloaded(_) => ErrorReason::Overloaded,
             Failure::Quota(_) => ErrorReason::QuotaExceeded,
+            Failure::Unproven(Unproven::Missing) => ErrorReason::CredentialsMissing,
+            Failure::Unproven(Unproven::Invalid(_)) => ErrorReason::CredentialsInvalid,
+            Failure::Unproven(Unproven::Expired) => ErrorReason::CredentialsExpired,
+            Failure::Denied(_) => ErrorReason::AccessDenied,
             Failure::DeadlineExceeded | Failure::Stalled(_) => ErrorReason::DeadlineExceeded,
             Failure::Cancelled => ErrorReason::Cancelled,
             Failure::UnknownMethod(_) | Failure::UnknownEncoding(_) => ErrorReason::Unimplemented,
@@ -61,7 +79,7 @@ impl Failure {
     /// The status as it travels inside a message.
     pub fn to_rpc_status(&self) -> pb::Status {
         let reason = self.reason();
-        let info = pb::ErrorInfo {
+        let info = ErrorInfo {
             reason: name(reason).to_owned(),
             domain: ERROR_DOMAIN.to_owned(),
             metadata: self.metadata().into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
@@ -118,6 +136,17 @@ impl Failure {
                 "the namespace is at its quota {} of {} at this server, and nothing was written; retry later",
                 quota.limit, quota.size
             ),
+            Failure::Unproven(Unproven::Missing) => {
+                "this server wants to know who calls: send a token (authorization: Bearer TOKEN), or show a client \
+                 certificate with a SPIFFE id or a DNS name"
+                    .to_owned()
+            }
+            Failure::Unproven(Unproven::Invalid(what)) => format!("the token {what}"),
+            Failure::Unproven(Unproven::Expired) => "the token has expired: send a fresh one".to_owned(),
+            Failure::Denied(denied) => {
+                let Denied { caller, namespace, action } = &**denied;
+                format!("no rule allows {caller} the action {} in namespace {namespace:?}", action.name())
+            }
             Failure::DeadlineExceeded => {
                 "the deadline of the call passed before there was an answer; what it asked \
                  for may still happen: repeat it with the same arguments"
@@ -173,8 +202,14 @@ impl Failure {
                 ("limit", quota.limit.to_owned()),
                 ("size", quota.size.to_string()),
             ],
+            Failure::Denied(denied) => vec![
+                ("identity", denied.caller.clone()),
+                ("namespace", denied.namespace.clone()),
+                ("action", denied.action.name().to_owned()),
+            ],
             Failure::UnknownMethod(path) => vec![("method", path.clone())],
             Failure::Coordinator(Error::Draining | Error::Fault)
+            | Failure::Unproven(_)
             | Failure::DeadlineExceeded
             | Failure::Stalled(_)
             | Failure::Cancelled
@@ -275,8 +310,8 @@ pub fn code(reason: ErrorReason) -> Code {
         R::RecordNotFound => Code::NotFound,
         R::StoreUnavailable | R::Overloaded | R::Draining => Code::Unavailable,
         R::StoreFull | R::QuotaExceeded => Code::ResourceExhausted,
-        R::Unauthenticated => Code::Unauthenticated,
-        R::PermissionDenied => Code::PermissionDenied,
+        R::CredentialsMissing | R::CredentialsInvalid | R::CredentialsExpired => Code::Unauthenticated,
+        R::AccessDenied => Code::PermissionDenied,
         R::DeadlineExceeded => Code::DeadlineExceeded,
         R::Cancelled => Code::Cancelled,
         R::RecordCorrupt => Code::DataLoss,
@@ -349,8 +384,10 @@ fn retry(reason: ErrorReason) -> Retry {
         | R::ClaimHeld
         | R::ClaimLost
         | R::RecordNotFound
-        | R::Unauthenticated
-        | R::PermissionDenied
+        | R::CredentialsMissing
+        | R::CredentialsInvalid
+        | R::CredentialsExpired
+        | R::AccessDenied
         // How much longer its caller can wait is not the server's to say.
         | R::DeadlineExceeded
         | R::Cancelled

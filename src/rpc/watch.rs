@@ -10,15 +10,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::Live;
 use super::budget::Budget;
 use super::convert::{request, response};
 use super::failure::Failure;
+use super::layers::access;
 use super::layers::edge::Outbound;
 use super::layers::trace::{StoreFailures, Subject};
 use super::quota::Quotas;
+use super::session::reached;
+use crate::access::{Action, Caller, Unproven};
 use crate::clock::{Clock, Moment};
 use crate::coordinator::{Coordinator, Views};
-use crate::record::View;
+use crate::record::{RecordKey, View};
 use crate::telemetry::metrics::Present;
 use crate::telemetry::trace::TraceParent;
 
@@ -32,6 +36,11 @@ pub struct Watch {
     pub deadline: Option<Moment>,
     /// Where it stands in the trace of its caller.
     pub trace: Option<TraceParent>,
+    pub rules: Live,
+    /// Who watches.
+    pub caller: Option<Caller>,
+    /// When that is no longer known.
+    pub expires: Option<Moment>,
     pub drain: CancellationToken,
     pub store_failures: StoreFailures,
     pub budget: Budget,
@@ -61,7 +70,7 @@ impl Watch {
             let key = key.clone();
             async move {
                 let (mut watch, mut views, waiter) = open?;
-                match watch.next(&mut views).await? {
+                match watch.next(&mut views, &key).await? {
                     Ok(state) => Some((Ok(state), Some((watch, views, waiter)))),
                     Err(failure) => {
                         watch.store_failures.log("Watch", &Subject::from(&key), watch.trace, &failure);
@@ -73,19 +82,23 @@ impl Watch {
         Ok(Box::pin(states))
     }
 
-    async fn next(&mut self, views: &mut Views) -> Option<Result<v1::WatchResponse, Failure>> {
-        let end = async {
-            match self.deadline {
-                Some(deadline) => tokio::time::sleep(deadline.since(self.clock.now())).await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn next(
+        &mut self,
+        views: &mut Views,
+        key: &RecordKey,
+    ) -> Option<Result<v1::WatchResponse, Failure>> {
         let view = tokio::select! {
             biased;
             view = views.next() => view?,
             () = self.drain.cancelled() => return Some(Err(Failure::DRAINING)),
-            () = end => return Some(Err(Failure::DeadlineExceeded)),
+            () = reached(&self.clock, self.expires) => return Some(Err(Failure::Unproven(Unproven::Expired))),
+            () = reached(&self.clock, self.deadline) => return Some(Err(Failure::DeadlineExceeded)),
         };
+        // Rules may have changed since it was opened.
+        let namespace = key.namespace.as_str();
+        if let Err(failure) = access::check(&self.rules, self.caller.as_ref(), namespace, Action::Lookup) {
+            return Some(Err(failure));
+        }
         Some(match view {
             Ok(view) => self.tell(&view),
             Err(error) => Err(error.into()),

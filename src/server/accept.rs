@@ -169,11 +169,7 @@ impl Connections {
     ) -> impl Future<Output = ()> + use<S> {
         let budget =
             Budget::new(self.limits.bytes_per_connection, self.limits.streams_per_connection as usize);
-        let routes = MapRequest::new(self.routes.clone(), move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(budget.clone());
-            request
-        });
-        let (http, service) = (self.http.clone(), TowerToHyperService::new(routes));
+        let (http, routes) = (self.http.clone(), self.routes.clone());
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
         // The certificate as it is now.
         let (handshake, tls) = (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load_full()));
@@ -186,11 +182,19 @@ impl Connections {
                 // It has sent nothing that could be answered.
                 () = draining.cancelled() => return,
             };
-            let io = match opened {
-                Ok(Ok(io)) => io,
+            let (io, caller) = match opened {
+                Ok(Ok(opened)) => opened,
                 Ok(Err(error)) => return tell(&error, peer, || failures.pass(clock.now())),
                 Err(_) => return tracing::debug!(%peer, "a silent connection was let go"),
             };
+            let routes = MapRequest::new(routes, move |mut request: http::Request<Incoming>| {
+                request.extensions_mut().insert(budget.clone());
+                if let Some(caller) = &caller {
+                    request.extensions_mut().insert(caller.clone());
+                }
+                request
+            });
+            let service = TowerToHyperService::new(routes);
             let connection = http.serve_connection(TokioIo::new(io), service);
             tokio::pin!(connection);
             let ended = tokio::select! {

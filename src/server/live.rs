@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::access::{Serving, Unusable};
+use crate::access::{Gate, Serving, Unusable};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
@@ -30,17 +30,21 @@ impl Live {
             Some(files) => Some(Arc::new(ArcSwap::new(files.load(wall_time())?.0))),
             None => None,
         };
-        Ok(Self { tls, ..Self::in_plaintext(config) })
+        Ok(Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, config.gate()?))), tls })
     }
 
-    /// The same without TLS.
+    /// The same without any of the files: neither is TLS spoken, nor anybody asked who they are.
     pub(super) fn in_plaintext(config: &Config) -> Self {
-        Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config))), tls: None }
+        Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, Gate::default()))), tls: None }
     }
 
     /// Serves by other rules from now on.
-    pub fn set_rules(&self, config: &Config) {
-        self.rules.store(Arc::new(rpc::Rules::of(config)));
+    ///
+    /// # Errors
+    /// If a file that they name cannot be used; all is then as before.
+    pub fn set_rules(&self, config: &Config) -> Result<(), Unusable> {
+        self.rules.store(Arc::new(rpc::Rules::of(config, config.gate()?)));
+        Ok(())
     }
 
     /// Shows new connections another certificate from now on. A server that speaks no TLS goes on so.

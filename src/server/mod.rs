@@ -82,8 +82,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit. No TLS is
-/// spoken.
+/// Serves on `listener` until `shutdown` is done, then drains: no call is cut short within the drain limit. Neither is TLS
+/// spoken nor anybody asked who they are.
 pub async fn run(
     config: Config,
     listener: impl Listener,

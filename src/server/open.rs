@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
-use crate::access::{Serving, tls};
+use crate::access::{Caller, Serving, tls};
 
 /// What every HTTP/2 connection starts with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -30,16 +30,18 @@ pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
 
+/// An open connection, and who it is from if its certificate says so.
+pub(super) type Opened = (Box<dyn Io>, Option<Caller>);
+
 /// Opens a new connection, by TLS if there is what to serve it by.
-pub(super) async fn open<S: Io + 'static>(stream: S, serving: Option<Serving>) -> io::Result<Box<dyn Io>> {
-    match serving {
-        Some(serving) => Ok(Box::new(open_http2(open_tls(stream, serving).await?).await?)),
-        None => Ok(Box::new(open_http2(stream).await?)),
-    }
+pub(super) async fn open<S: Io + 'static>(stream: S, serving: Option<Serving>) -> io::Result<Opened> {
+    let Some(serving) = serving else { return Ok((Box::new(open_http2(stream).await?), None)) };
+    let (stream, caller) = open_tls(stream, serving).await?;
+    Ok((Box::new(open_http2(stream).await?), caller))
 }
 
 /// Shakes hands. Whoever speaks no TLS, or another protocol in it, is let go.
-async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<impl Io> {
+async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<(impl Io, Option<Caller>)> {
     let (mut reader, writer) = tokio::io::split(stream);
     let mut start = [0; 3];
     reader.read_exact(&mut start).await?;
@@ -50,10 +52,13 @@ async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<impl Io> {
     let stream = tokio::io::join(io::Cursor::new(start).chain(reader), writer);
     let stream = TlsAcceptor::from(serving).accept(stream).await?;
     // rustls refuses who names other protocols only, and lets pass who names none.
-    if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
+    let (_, session) = stream.get_ref();
+    if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(invalid("it did not ask for HTTP/2 by ALPN"));
     }
-    Ok(stream)
+    let certificate = session.peer_certificates().and_then(<[_]>::first);
+    let caller = certificate.and_then(Caller::of_certificate);
+    Ok((stream, caller))
 }
 
 /// Reads the preface of HTTP/2, and hands back the stream with it: hyper itself waits for it without end.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use onced_client::v1::ErrorReason;
@@ -22,8 +22,10 @@ use tonic::{Code, Status};
 
 use super::inbound::{Inbound, Inflow};
 use super::panic::{PANICKED, text};
-use crate::clock::{Clock, Moment};
+use crate::access::Caller;
+use crate::clock::{Clock, Moment, wall_time};
 use crate::coordinator::Claimed;
+use crate::rpc::Live;
 use crate::rpc::budget::{Budget, Hold};
 use crate::rpc::failure::Failure;
 use crate::rpc::status::name;
@@ -36,15 +38,21 @@ const TIMEOUT_HEADER: &str = "grpc-timeout";
 const OUR_SERVICES: &str = "/onced.v1.";
 
 /// The method whose requests are a stream that may last, and the service of another such.
-const STREAMED: [&str; 2] = ["/onced.v1.IdempotencyService/Session", "/grpc.reflection."];
+const STREAMED: [&str; 2] = ["/onced.v1.IdempotencyService/Session", REFLECTION];
+/// The service that tells what there is to call.
+const REFLECTION: &str = "/grpc.reflection.";
 
-/// When an HTTP request arrived, and until when its caller waits.
+/// When an HTTP request arrived, who sent it, and until when its caller waits.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     /// When it arrived.
     pub at: Moment,
     /// By when its caller wants the answer.
     pub deadline: Option<Moment>,
+    /// Who calls; `None` where nobody is asked.
+    pub caller: Option<Caller>,
+    /// When it is no longer known who calls.
+    pub expires: Option<Moment>,
     /// What its connection may make the server keep.
     pub budget: Budget,
     /// What has arrived of it.
@@ -106,13 +114,15 @@ pub struct EdgeLayer {
     pub clock: Clock,
     /// How long a request may take to arrive whole.
     pub max_arrival: Duration,
+    pub rules: Live,
 }
 
 impl<S> tower::Layer<S> for EdgeLayer {
     type Service = Edge<S>;
 
     fn layer(&self, inner: S) -> Edge<S> {
-        Edge { inner, clock: self.clock.clone(), max_arrival: self.max_arrival }
+        let Self { clock, max_arrival, rules } = self.clone();
+        Edge { inner, clock, max_arrival, rules }
     }
 }
 
@@ -122,6 +132,7 @@ pub struct Edge<S> {
     inner: S,
     clock: Clock,
     max_arrival: Duration,
+    rules: Live,
 }
 
 impl<S, Q, A> tower::Service<http::Request<Q>> for Edge<S>
@@ -149,6 +160,12 @@ where
             Ok(timeout) => timeout,
             Err(failure) => return Box::pin(async move { Ok(refused(&failure)) }),
         };
+        let caller = match caller(&mut request, &self.rules) {
+            Ok(caller) => caller,
+            Err(failure) => return Box::pin(async move { Ok(refused(&failure)) }),
+        };
+        let until = caller.as_ref().and_then(|caller| caller.until);
+        let expires = until.map(|until| at + until.since(wall_time()));
         let deadline = timeout.map(|timeout| at + timeout);
         let trace = request.headers().get(trace::HEADER).and_then(|header| header.to_str().ok());
         let trace = trace.and_then(TraceParent::parse);
@@ -156,7 +173,15 @@ where
         let budget = request.extensions_mut().remove::<Budget>().unwrap_or_default();
         let inflow = Inflow::new(&budget);
         let is_stream = STREAMED.iter().any(|path| uri.path().starts_with(path));
-        request.extensions_mut().insert(Arrival { at, deadline, budget, inflow: inflow.clone(), trace });
+        request.extensions_mut().insert(Arrival {
+            at,
+            deadline,
+            caller,
+            expires,
+            budget,
+            inflow: inflow.clone(),
+            trace,
+        });
         let request = request.map(|body| Inbound::new(body, inflow, self.max_arrival, is_stream));
         let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         let caught = async move {
@@ -200,6 +225,20 @@ fn not_grpc<Q>(request: &http::Request<Q>) -> Option<http::Response<EdgeBody>> {
     let mut refusal = refused(&Failure::invalid(ErrorReason::RequestMalformed, field, limit, sent));
     *refusal.status_mut() = code;
     Some(refusal)
+}
+
+/// Who sent a request, by its token or the certificate of its connection, which the accept loop has put there.
+fn caller<Q>(request: &mut http::Request<Q>, rules: &Live) -> Result<Option<Caller>, Failure> {
+    let certified = request.extensions_mut().remove::<Caller>();
+    let rules = rules.load();
+    let gate = &rules.gate;
+    let path = request.uri().path();
+    if !path.starts_with(OUR_SERVICES) && (gate.open_reflection || !path.starts_with(REFLECTION)) {
+        return Ok(None);
+    }
+    let tokens: Vec<&[u8]> =
+        request.headers().get_all(AUTHORIZATION).iter().map(http::HeaderValue::as_bytes).collect();
+    gate.identify(certified.as_ref(), &tokens, wall_time()).map_err(Failure::Unproven)
 }
 
 /// Reads gRPC's timeout: up to eight digits and a unit.
@@ -424,7 +463,11 @@ mod tests {
             }
             Ok::<_, Infallible>(http::Response::new(Body::empty()))
         });
-        let layer = EdgeLayer { clock: Clock::system(), max_arrival: Duration::from_secs(10) };
+        let layer = EdgeLayer {
+            clock: Clock::system(),
+            max_arrival: Duration::from_secs(10),
+            rules: Live::default(),
+        };
         let mut edge = tower::Layer::layer(&layer, service);
         let call = http::Request::post("/").header(http::header::CONTENT_TYPE, "application/grpc");
         let call = call.body(Body::empty()).unwrap();

@@ -1,5 +1,6 @@
 //! What every call goes through before and after its handler.
 
+pub mod access;
 mod deadline;
 pub mod edge;
 pub mod inbound;
@@ -22,11 +23,13 @@ use crate::coordinator::Coordinator;
 pub use limit::Limits;
 
 /// The handler with its layers.
-pub type Stack =
-    trace::Trace<measure::Measure<panic::Panic<deadline::Deadline<limit::Limit<quota::Quota<Handler>>>>>>;
+pub type Stack = trace::Trace<
+    measure::Measure<panic::Panic<access::Access<deadline::Deadline<limit::Limit<quota::Quota<Handler>>>>>>,
+>;
 
 /// Puts the layers around a handler, the innermost first: whatever happens is traced and measured, a panic
-/// anywhere becomes an answer, and the time to get a place counts against the deadline.
+/// anywhere becomes an answer, who may not call takes up no place, and the time to get one counts against the
+/// deadline.
 pub fn stack(
     coordinator: Coordinator,
     clock: &Clock,
@@ -40,7 +43,8 @@ pub fn stack(
     let quota = quota::Quota { inner: handler, quotas: quotas.clone(), coordinator };
     let limit = limit::Limit { inner: quota, limits: limits.clone() };
     let deadline = deadline::Deadline { inner: limit, clock: clock.clone() };
-    let panic = panic::Panic { inner: deadline };
+    let access = access::Access { inner: deadline, rules: Arc::clone(rules) };
+    let panic = panic::Panic { inner: access };
     let measure = measure::Measure { inner: panic, clock: clock.clone(), meters: measure::Meters::default() };
     trace::Trace { inner: measure, clock: clock.clone(), store_failures: store_failures.clone() }
 }

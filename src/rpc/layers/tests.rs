@@ -56,7 +56,8 @@ impl tower::Service<Call> for Stub {
 
 fn call(request: impl Into<Request>) -> Call {
     let context = Context { arrived: Moment::default(), deadline: None, trace: None };
-    Call { request: request.into(), context, budget: Budget::default(), places: Places::default() }
+    let (budget, places) = (Budget::default(), Places::default());
+    Call { request: request.into(), context, caller: None, budget, places }
 }
 
 fn waiting_begin() -> v1::BeginRequest {

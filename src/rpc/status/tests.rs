@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::access::Action;
 use crate::record::{Begin, Change, Command, Decision, Lock, OnLapse, RequestId, Timestamp, decide};
 use crate::rpc::failure::{Limit, Quota};
 
@@ -44,6 +45,11 @@ fn quota() -> Quota {
     Quota { namespace, limit: "max_claims", size: 5, retry: Duration::from_millis(1_500) }
 }
 
+fn denied() -> Failure {
+    let (caller, namespace) = ("token:ci".to_owned(), "orders".to_owned());
+    Failure::Denied(Box::new(Denied { caller, namespace, action: Action::Begin }))
+}
+
 /// Failure, code, reason, whether a retry helps, whether gRPC's policies are told to.
 fn table() -> Vec<(Failure, Code, &'static str, bool, bool)> {
     use Code as C;
@@ -66,6 +72,10 @@ fn table() -> Vec<(Failure, Code, &'static str, bool, bool)> {
         (Failure::Overloaded(Limit::Waiting(1)), C::Unavailable, "OVERLOADED", true, true),
         (Failure::Overloaded(Limit::Session(1)), C::Unavailable, "OVERLOADED", true, true),
         (Failure::Quota(quota()), C::ResourceExhausted, "QUOTA_EXCEEDED", true, false),
+        (Failure::Unproven(Unproven::Missing), C::Unauthenticated, "CREDENTIALS_MISSING", false, false),
+        (Failure::Unproven(Unproven::Invalid("x")), C::Unauthenticated, "CREDENTIALS_INVALID", false, false),
+        (Failure::Unproven(Unproven::Expired), C::Unauthenticated, "CREDENTIALS_EXPIRED", false, false),
+        (denied(), C::PermissionDenied, "ACCESS_DENIED", false, false),
         (Failure::DeadlineExceeded, C::DeadlineExceeded, "DEADLINE_EXCEEDED", false, false),
         (Failure::Cancelled, C::Cancelled, "CANCELLED", false, false),
         (Failure::UnknownMethod("/a/B".to_owned()), C::Unimplemented, "UNIMPLEMENTED", false, false),
@@ -167,7 +177,7 @@ fn the_first_violation_gives_the_reason_and_all_are_told() {
 fn each_reason_is_spelt_as_error_info_wants_it() {
     let reasons = (1..).map_while(|number| ErrorReason::try_from(number).ok());
     let names: BTreeSet<_> = reasons.map(name).collect();
-    assert_eq!(names.len(), 40);
+    assert_eq!(names.len(), 42);
     for name in names {
         assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{name}");
     }

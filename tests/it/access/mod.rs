@@ -1,7 +1,11 @@
-//! Who may call: TLS on both sides.
+//! Who may call: TLS on both sides, tokens, and rules.
 
+mod callers;
+mod changes;
+mod commands;
 mod files;
 mod half_open;
+mod roles;
 mod tls;
 
 use std::path::PathBuf;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::string::Ia5String;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -42,6 +43,14 @@ impl Certificates {
     pub fn sign(&self, name: &str, hosts: &[&str]) {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
         self.write(name, CertificateParams::new(hosts).unwrap());
+    }
+
+    /// Signs a certificate for an URI and hosts.
+    pub fn sign_uri(&self, name: &str, uri: &str, hosts: &[&str]) {
+        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).unwrap()));
+        self.write(name, params);
     }
 
     /// Signs a certificate for a host that was valid in one year.

@@ -12,6 +12,7 @@ use onced::server::{self, Config, Live};
 use onced::store::RecordStore;
 use onced_client::v1::admin_service_client::AdminServiceClient;
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -118,6 +119,15 @@ pub async fn connect(address: SocketAddr) -> Connection {
 async fn try_connect(address: SocketAddr) -> io::Result<Connection> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    try_over(stream).await
+}
+
+/// A connection over a stream that is open.
+pub async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Connection {
+    try_over(stream).await.unwrap()
+}
+
+async fn try_over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> io::Result<Connection> {
     let connecting = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (sender, connection) = connecting.await.map_err(io::Error::other)?;
     tokio::spawn(connection);
