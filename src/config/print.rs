@@ -84,7 +84,8 @@ fn defaults() -> String {
         let (_, name) = setting.path();
         match setting.show() {
             Some(value) => line(&mut text, &format!("{name} = {value}")),
-            None => line(&mut text, &format!("# {name} = {}", setting.placeholder())),
+            // Quoted, so that a line without its # is TOML, and told what it expects in place of this.
+            None => line(&mut text, &format!("# {name} = {:?}", setting.placeholder())),
         }
     }
     text

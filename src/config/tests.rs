@@ -436,4 +436,16 @@ fn the_reference_is_the_page_in_docs_and_its_file_sets_every_default() {
     let mut config = Config::default();
     let set = config.settings().iter().filter(|setting| setting.show().is_some()).count();
     assert_eq!(loaded.origins.len(), set);
+
+    // What is not set can be, by taking its # away: the file is still TOML, and at most that value is wrong.
+    let unset: Vec<&str> =
+        examples[0].lines().filter(|line| line.starts_with("# ") && line.contains(" = ")).collect();
+    assert_eq!(unset.len(), config.settings().len() - set);
+    for line in unset {
+        let (_directory, path) = file(&examples[0].replace(line, &line[2..]));
+        let problems =
+            sources(Some(&path), &[], &[]).load().map_or_else(|problems| problems.0, |_| Vec::new());
+        let named = |problem: &Problem| line.contains(problem.key.rsplit('.').next().unwrap());
+        assert!(problems.iter().all(|problem| !problem.key.is_empty() && named(problem)), "{problems:?}");
+    }
 }

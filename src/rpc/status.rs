@@ -246,7 +246,8 @@ fn refused(refusal: Refusal) -> &'static str {
 fn stored(error: &StoreError) -> &'static str {
     match error {
         StoreError::NotApplied(_) => {
-            "the store did not answer, and nothing was written; repeat the call with the same arguments"
+            // Said of calls that write nothing, too.
+            "the store did not answer, and the call changed nothing; repeat it with the same arguments"
         }
         StoreError::OutcomeUnknown(_) => {
             "the store did not answer in time, and what became of the write is unknown; repeat the call with the \
