@@ -239,13 +239,18 @@ impl World {
     fn answer(&mut self, model: &Batches, transaction: Transaction, landed: Result<Vec<bool>, Refused>) {
         match landed {
             Ok(done) if transaction.nested || done.iter().all(|done| *done) => {
+                let shared = model.fault == Some(Fault::DoneIsSharedInBatch) && done.contains(&true);
                 for (&at, done) in transaction.jobs.iter().zip(done) {
+                    let done = done || shared;
                     self.jobs[at].stage = if done { Stage::Done(self.revision) } else { Stage::Lost };
                 }
             }
             Ok(_) if model.fault == Some(Fault::LossFailsNeighbours) => self.tell(&transaction, Stage::Lost),
             // One lost, and nothing was written: again, each for itself.
             Ok(_) => self.flying = Some(Transaction { nested: true, ..transaction }),
+            Err(Refused::LeaseNotFound) if model.fault == Some(Fault::EndedLeaseFailsBatch) => {
+                self.tell(&transaction, Stage::Failed);
+            }
             // Whose lease it was is not said: all of them take another one.
             Err(Refused::LeaseNotFound) => transaction.jobs.iter().for_each(|&at| self.queue(at)),
             Err(Refused::KeyTwice) => self.tell(&transaction, Stage::Failed),

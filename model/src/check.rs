@@ -1,5 +1,6 @@
 //! Runs a model through all of its states, and says what came of it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
 use std::time::Duration;
@@ -29,9 +30,14 @@ pub struct Figures {
     pub missing: Vec<&'static str>,
 }
 
-/// Looks at every state there is; or, once a promise is broken, for the shortest way there. `progress` hears of
-/// states and depth now and then.
-pub fn check<M>(model: M, threads: usize, progress: impl Fn(usize, usize)) -> Figures
+/// Looks at every state there is; or, once a promise is broken, for the shortest way there. If a promise is `sought`,
+/// the others may be broken. `progress` hears of states and depth now and then.
+pub fn check<M>(
+    model: M,
+    sought: Option<&'static str>,
+    threads: usize,
+    progress: impl Fn(usize, usize),
+) -> Figures
 where
     M: Tell + Clone + Send + Sync + 'static,
     M::State: Clone + PartialEq + Hash + Send + Sync + 'static,
@@ -39,10 +45,10 @@ where
 {
     let clock = Clock::system();
     let began = clock.now();
-    let mut figures = search(&model, threads, None, &progress);
+    let mut figures = search(&model, sought, threads, None, &progress);
     let mut last = figures.broken.clone();
     while let Some((_, path)) = last {
-        last = search(&model, threads, Some(path.len()), &progress).broken;
+        last = search(&model, sought, threads, Some(path.len()), &progress).broken;
         figures.broken = last.clone().or(figures.broken);
     }
     figures.time = clock.now().since(began);
@@ -50,14 +56,20 @@ where
 }
 
 /// Looks at the states that are less than `steps` from the start. Ends soon after the first broken promise.
-fn search<M>(model: &M, threads: usize, steps: Option<usize>, progress: &impl Fn(usize, usize)) -> Figures
+fn search<M>(
+    model: &M,
+    sought: Option<&'static str>,
+    threads: usize,
+    steps: Option<usize>,
+    progress: &impl Fn(usize, usize),
+) -> Figures
 where
     M: Tell + Clone + Send + Sync + 'static,
     M::State: Clone + PartialEq + Hash + Send + Sync + 'static,
     M::Action: Clone + PartialEq,
 {
-    let properties = model.properties();
-    let search = model.clone().checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
+    let end = sought.map_or(HasDiscoveries::AnyFailures, |one| HasDiscoveries::AnyOf(BTreeSet::from([one])));
+    let search = model.clone().checker().threads(threads).finish_when(end);
     let mut checker = match steps {
         // The state at the start counts, and those at the bound are not looked at any more.
         Some(steps) => search.target_max_depth(steps + 1),
@@ -75,15 +87,12 @@ where
         }
     }
     let mut found = checker.discoveries();
-    let names = |kind| {
-        let of_kind = properties.iter().filter(move |property| property.expectation == kind);
-        of_kind.map(|property| property.name).collect::<Vec<_>>()
-    };
-    let promises = names(Expectation::Always);
-    let missing =
-        names(Expectation::Sometimes).into_iter().filter(|name| !found.contains_key(name)).collect();
+    let promises = promises(model);
+    let events = names(model, Expectation::Sometimes);
+    let missing = events.into_iter().filter(|name| !found.contains_key(name)).collect();
     let broken = promises
         .iter()
+        .filter(|name| sought.is_none_or(|one| one == **name))
         .filter_map(|&name| Some((name, found.remove(name)?.into_vec())))
         .min_by_key(|(_, path)| path.len())
         .map(|(name, path)| {
@@ -98,6 +107,16 @@ where
         broken,
         missing,
     }
+}
+
+/// What a model promises.
+pub fn promises<M: Model>(model: &M) -> Vec<&'static str> {
+    names(model, Expectation::Always)
+}
+
+fn names<M: Model>(model: &M, kind: Expectation) -> Vec<&'static str> {
+    let properties = model.properties().into_iter();
+    properties.filter(|property| property.expectation == kind).map(|property| property.name).collect()
 }
 
 impl fmt::Display for Figures {

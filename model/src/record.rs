@@ -132,6 +132,14 @@ pub fn decide(command: Command, current: Option<(Record, Lock)>, fault: Option<F
     if let (true, Some(token), Some((there, _))) = (ignores_token, asked.token_mut(), current) {
         *token = there.token;
     }
+    let completed = current.filter(|(there, _)| there.outcome().is_some());
+    let current = match (fault, command, completed) {
+        (Some(Fault::AnyOutcomeIsOwn), Command::Complete { .. }, Some(_)) => return Decision::Unchanged,
+        (Some(Fault::OutcomeTakenOver), Command::Begin { .. }, Some((there, lock))) => {
+            Some((Record { state: State::Released { spent: false }, ..there }, lock))
+        }
+        _ => current,
+    };
     let record = current.map(|(record, lock)| (record.to_real(), lock));
     let seen = record.as_ref().map(|(record, lock)| real::Seen { record, lock: *lock });
     let mut decision = match real::decide(&asked.to_real(), seen, NOW) {

@@ -2,7 +2,7 @@
 
 use crate::batches::Batches;
 use crate::cache::Cache;
-use crate::check::{Figures, check};
+use crate::check::{self, Figures, check};
 use crate::fault::Fault;
 use crate::protocol::Protocol;
 use crate::record::How;
@@ -25,6 +25,8 @@ pub enum Size {
 pub struct Subject {
     pub name: &'static str,
     kind: Kind,
+    /// The promise that its fault breaks, if it has one.
+    sought: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +57,8 @@ const RELEASE: &[How] = &[How::Retry, How::InDoubt];
 /// All models at a size.
 pub fn subjects(size: Size) -> Vec<Subject> {
     let pick = |sizes: [&'static [u8]; 3]| sizes[size as usize];
-    let protocol = |name, model| Subject { name, kind: Kind::Protocol(model) };
+    let subject = |name, kind| Subject { name, kind, sought: None };
+    let protocol = |name, model| subject(name, Kind::Protocol(model));
     let [calls, ticks] = [3 + size as u8, 5 + size as u8];
     vec![
         // Nothing lapses, so whatever breaks here breaks while every lock is held.
@@ -102,27 +105,20 @@ pub fn subjects(size: Size) -> Vec<Subject> {
                 ..PROTOCOL
             },
         ),
-        Subject { name: "rooms", kind: Kind::Rooms(Rooms { calls, changes: calls, fault: None }) },
-        Subject {
-            name: "batches",
-            kind: Kind::Batches(Batches {
+        subject("rooms", Kind::Rooms(Rooms { calls, changes: calls, fault: None })),
+        subject(
+            "batches",
+            Kind::Batches(Batches {
                 writes: [&[0, 0, 1][..], &[0, 0, 1, 1], &[0, 0, 0, 1, 1]][size as usize],
                 meddling: 1,
                 fault: None,
             }),
-        },
-        Subject {
-            name: "restarts",
-            kind: Kind::Restarts(Restarts { end: ticks, deaths: 1 + size as u8, fault: None }),
-        },
-        Subject {
-            name: "cache",
-            kind: Kind::Cache(Cache {
-                end: ticks + 1,
-                lives: if size == Size::Huge { 3 } else { 2 },
-                fault: None,
-            }),
-        },
+        ),
+        subject("restarts", Kind::Restarts(Restarts { end: ticks, deaths: 1 + size as u8, fault: None })),
+        subject(
+            "cache",
+            Kind::Cache(Cache { end: ticks + 1, lives: if size == Size::Huge { 3 } else { 2 }, fault: None }),
+        ),
     ]
 }
 
@@ -130,15 +126,26 @@ impl Subject {
     /// Looks at all of it, on so many threads. `progress` hears of states and depth now and then.
     pub fn check(self, threads: usize, progress: impl Fn(usize, usize)) -> Figures {
         match self.kind {
-            Kind::Protocol(model) => check(model, threads, progress),
-            Kind::Rooms(model) => check(model, threads, progress),
-            Kind::Batches(model) => check(model, threads, progress),
-            Kind::Restarts(model) => check(model, threads, progress),
-            Kind::Cache(model) => check(model, threads, progress),
+            Kind::Protocol(model) => check(model, self.sought, threads, progress),
+            Kind::Rooms(model) => check(model, self.sought, threads, progress),
+            Kind::Batches(model) => check(model, self.sought, threads, progress),
+            Kind::Restarts(model) => check(model, self.sought, threads, progress),
+            Kind::Cache(model) => check(model, self.sought, threads, progress),
         }
     }
 
-    /// The same with a fault in it.
+    /// What it promises.
+    pub fn promises(&self) -> Vec<&'static str> {
+        match &self.kind {
+            Kind::Protocol(model) => check::promises(model),
+            Kind::Rooms(model) => check::promises(model),
+            Kind::Batches(model) => check::promises(model),
+            Kind::Restarts(model) => check::promises(model),
+            Kind::Cache(model) => check::promises(model),
+        }
+    }
+
+    /// The same with a fault in it, to look for the promise that it breaks.
     pub fn with(mut self, fault: Fault) -> Self {
         let planted = match &mut self.kind {
             Kind::Protocol(model) => &mut model.fault,
@@ -148,6 +155,7 @@ impl Subject {
             Kind::Cache(model) => &mut model.fault,
         };
         *planted = Some(fault);
+        self.sought = Some(fault.breaks());
         self
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used)] // It is all test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use onced_model::fault::Fault;
 use onced_model::suite::{Size, Subject, subjects};
@@ -48,12 +48,27 @@ models! {
 }
 
 #[test]
-fn every_planted_fault_breaks_a_promise() {
+fn every_planted_fault_breaks_the_promise_that_it_is_planted_against() {
     for &fault in Fault::ALL {
-        let name = fault.found_by();
+        let (name, promise) = (fault.found_by(), fault.breaks());
         let figures = subject(name).with(fault).check(1, |_, _| ());
         println!("{:<26} {name:<12} {:>7} states", format!("{fault:?}"), figures.states);
-        let (promise, path) = figures.broken.unwrap_or_else(|| panic!("{name} does not find {fault:?}"));
-        println!("    {promise}, after {} steps:\n      {}", path.len(), path.join("\n      "));
+        let (broken, path) =
+            figures.broken.unwrap_or_else(|| panic!("in {name}, {fault:?} does not break: {promise}"));
+        println!("    {broken}, after {} steps:\n      {}", path.len(), path.join("\n      "));
+        assert_eq!(broken, promise);
+    }
+}
+
+/// A promise that nothing can break says nothing. Models of one kind share theirs.
+#[test]
+fn every_promise_is_broken_by_a_planted_fault() {
+    let mut broken = BTreeMap::<_, BTreeSet<_>>::new();
+    for fault in Fault::ALL {
+        broken.entry(subject(fault.found_by()).promises()).or_default().insert(fault.breaks());
+    }
+    for subject in subjects(Size::Small) {
+        let promises = subject.promises();
+        assert_eq!(broken.get(&promises), Some(&promises.into_iter().collect()), "{}", subject.name);
     }
 }
