@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
-use tonic::transport::Endpoint;
 
+use super::connect::{TlsArgs, default_server};
 use super::exit::Exit;
 use super::input::{self, DURATION};
 use super::output::{print, say};
@@ -14,14 +14,11 @@ use crate::generated::health_v1::health_check_response::ServingStatus;
 use crate::generated::health_v1::health_client::HealthClient;
 use crate::rpc::health::{LIVENESS, READINESS};
 
-/// Where a server listens unless told otherwise.
-const DEFAULT_SERVER: &str = "127.0.0.1:7411";
-
 #[derive(Debug, Args)]
 pub struct HealthArgs {
-    /// The servers to ask, all of which must be ready [default: where ONCED_LISTEN says that one listens, else
-    /// 127.0.0.1:7411]
-    #[arg(long, env = "ONCED_SERVER", value_name = "HOST:PORT,…")]
+    /// The servers to ask, all of which must be ready: HOST:PORT, or https://HOST:PORT for TLS [default: where
+    /// ONCED_LISTEN says that one listens, by TLS if ONCED_TLS_CERT is set, else 127.0.0.1:7411]
+    #[arg(long, env = "ONCED_SERVER", value_name = "SERVER,…")]
     server: Option<String>,
 
     /// Ask whether they live, whatever their store does
@@ -31,49 +28,47 @@ pub struct HealthArgs {
     /// How long each may take to answer
     #[arg(long, default_value = "3s", value_parser = input::duration, value_name = DURATION)]
     timeout: Duration,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 pub async fn run(args: HealthArgs) -> Exit {
-    let servers = args.server.unwrap_or_else(|| {
-        std::env::var("ONCED_LISTEN").map_or_else(|_| DEFAULT_SERVER.to_owned(), |listen| reached_at(&listen))
-    });
+    let client = match args.tls.builder(&args.server.unwrap_or_else(own_server)).build() {
+        Ok(client) => client,
+        Err(error) => {
+            say(&error.to_string());
+            return Exit::of_error(&error);
+        }
+    };
     let [api, ..] = READINESS;
     let (service, word) = if args.live { (LIVENESS, "live") } else { (api, "ready") };
+    let answers = client.ask_each(args.timeout, |channel| async move {
+        HealthClient::new(channel).check(HealthCheckRequest { service: service.to_owned() }).await
+    });
     let mut exit = Exit::Done;
-    for server in servers.split(',') {
-        let answer = tokio::time::timeout(args.timeout, ask(server, service)).await;
-        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", args.timeout)));
-        match answer {
+    for (server, answer) in answers.await {
+        let why = match answer.map(|answer| answer.status()) {
             Ok(ServingStatus::Serving) => {
                 // Whoever does not read it has the exit code.
                 print(&format!("{server} is {word}\n"));
+                continue;
             }
-            Ok(status) => {
-                say(&format!("{server} is not {word}: it says {}", status.as_str_name()));
-                exit = Exit::Failed;
-            }
-            Err(why) => {
-                say(&format!("{server} is not {word}: {why}"));
-                exit = Exit::Failed;
-            }
-        }
+            Ok(status) => format!("it says {}", status.as_str_name()),
+            Err(refusal) => refusal.to_string(),
+        };
+        say(&format!("{server} is not {word}: {why}"));
+        exit = Exit::Failed;
     }
     exit
 }
 
-async fn ask(server: &str, service: &str) -> Result<ServingStatus, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{server}"));
-    let endpoint = endpoint.map_err(|_| format!("\"{server}\" is no address: write HOST:PORT"))?;
-    let channel =
-        endpoint.connect().await.map_err(|error| format!("it cannot be reached: {}", cause(&error)))?;
-    let request = HealthCheckRequest { service: service.to_owned() };
-    let answer = HealthClient::new(channel).check(request).await;
-    answer.map(|answer| answer.into_inner().status()).map_err(|status| status.message().to_owned())
-}
-
-/// The innermost cause of an error: what the system said.
-fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), cause)
+/// Where the server listens that is set up by the variables of this machine.
+fn own_server() -> String {
+    let listen =
+        std::env::var("ONCED_LISTEN").map_or_else(|_| default_server(), |listen| reached_at(&listen));
+    let scheme = if std::env::var_os("ONCED_TLS_CERT").is_some() { "https://" } else { "" };
+    format!("{scheme}{listen}")
 }
 
 /// The address by which a server on this machine is reached that listens there: one that listens on all of them is

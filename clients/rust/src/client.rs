@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost_types::Duration as WireDuration;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use crate::access::{Access, TokenSource};
 use crate::clock::Clock;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::once::Once;
 use crate::transport::{Answer, Lane, Patience, Transport};
 use crate::v1::admin_service_client::AdminServiceClient;
@@ -226,6 +228,19 @@ impl Client {
         let send = |channel, request| async move { AdminServiceClient::new(channel).delete(request).await };
         self.0.transport.call(Lane::Waiting, self.patience(Duration::ZERO), &request, send).await?;
         Ok(())
+    }
+
+    /// Makes a call of a service that is not onced's own, such as the standard one of health, at each server: once, and
+    /// without a token. Tells by server what it came to.
+    pub async fn ask_each<A, F>(
+        &self,
+        timeout: Duration,
+        ask: impl Fn(Channel) -> F,
+    ) -> Vec<(&str, Result<A, Refusal>)>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.0.transport.ask_each(timeout, ask).await
     }
 
     pub(crate) fn transport(&self) -> &Transport {

@@ -124,6 +124,26 @@ impl Transport {
         }
     }
 
+    /// Makes a call at each server, once.
+    pub async fn ask_each<A, F>(
+        &self,
+        timeout: Duration,
+        ask: impl Fn(Channel) -> F,
+    ) -> Vec<(&str, Result<A, Refusal>)>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut answers = Vec::new();
+        for (index, server) in self.servers.iter().enumerate() {
+            let answer = tokio::time::timeout(timeout, ask(self.channel(index, Lane::Waiting))).await;
+            let silent = |_| Err(Status::deadline_exceeded(format!("no answer within {timeout:?}")));
+            let answer = answer.unwrap_or_else(silent);
+            let answer = answer.map(Response::into_inner).map_err(|status| server.refusal(&status).0);
+            answers.push((server.name.as_str(), answer));
+        }
+        answers
+    }
+
     /// Adds who calls: what was added.
     pub fn sign<Q>(&self, request: &mut Request<Q>) -> Option<MetadataValue<Ascii>> {
         let token = self.bearer.as_ref()?.header(self.clock.now());
@@ -148,13 +168,12 @@ impl Transport {
         patience: Duration,
         status: &Status,
     ) -> Result<(), Error> {
-        let mut refusal = Refusal::of(status);
+        let (mut refusal, set_up) = self.server(index).refusal(status);
         if refusal.reason.is_some() {
             self.reached.store(true, Ordering::Relaxed);
-        } else if let Some(advice) = access::advice(&refusal.message, self.server(index).tls) {
-            refusal.message = format!("{}: {}; {advice}", self.name(index), refusal.message);
-            // As somebody has set it up, it is the same next time. A client that was answered before sits it out:
-            // certificates are renewed, servers replaced.
+        } else if set_up {
+            refusal.message = format!("{}: {}", self.name(index), refusal.message);
+            // A client that was answered before sits it out: certificates are renewed, servers replaced.
             if attempts as usize >= self.servers.len() && !self.reached.load(Ordering::Relaxed) {
                 return Err(Error::Refused(Box::new(refusal)));
             }
@@ -230,6 +249,20 @@ fn silence(server: &str, time: Duration) -> Status {
 }
 
 impl Server {
+    /// What an answer says; and whether somebody has set it up so, and it is the same next time. Then it also says what
+    /// to do.
+    fn refusal(&self, status: &Status) -> (Refusal, bool) {
+        let mut refusal = Refusal::of(status);
+        let advice = match refusal.reason {
+            Some(_) => None,
+            None => access::advice(&refusal.message, self.tls),
+        };
+        if let Some(advice) = advice {
+            refusal.message = format!("{}; {advice}", refusal.message);
+        }
+        (refusal, advice.is_some())
+    }
+
     fn parse(server: &str, access: &Access) -> Result<Self, Error> {
         let invalid = |why: &str| Error::ServerInvalid { server: server.to_owned(), why: why.to_owned() };
         let uri = match server.split_once("://") {

@@ -148,6 +148,48 @@ async fn commands_call_by_tls() {
     assert!(refused.status.code() == Some(8) && said.contains("--tls-ca"), "{said}");
 }
 
+/// Asked until it is ready, which it is once it has asked its store.
+fn asked(mut command: Command, code: i32) -> String {
+    loop {
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
+        if status.code() == Some(code) {
+            return said;
+        }
+        assert!(said.contains("it says NOT_SERVING"), "{status}: {said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_health_of_a_server_is_asked_by_tls() {
+    let process = Process::start();
+    let health = |server: Option<&str>| {
+        let mut command = process.command(&["health"]);
+        command.env_remove("ONCED_SERVER").args(server.iter().flat_map(|server| ["--server", server]));
+        command
+    };
+    let port = process.server.address().port();
+    assert!(asked(health(Some(&format!("https://localhost:{port}"))), 0).contains("is ready"));
+    // As in its container: by the variables of the server itself.
+    let mut inside = health(None);
+    inside.env("ONCED_LISTEN", format!("0.0.0.0:{port}"));
+    inside.env("ONCED_TLS_CERT", process.certificates.path("server.crt"));
+    let said = asked(inside, 0);
+    assert!(said.contains(&format!("https://127.0.0.1:{port} is ready")), "{said}");
+    let mut untrusting = health(Some(&format!("https://localhost:{port}")));
+    untrusting.env_remove("ONCED_CLIENT_TLS_CA");
+    let said = asked(untrusting, 1);
+    assert!(said.contains("is not ready") && said.contains("--tls-ca"), "{said}");
+    let mut plain = health(Some(&format!("localhost:{port}")));
+    plain.env_remove("ONCED_CLIENT_TLS_CA");
+    let said = asked(plain, 1);
+    assert!(said.contains("write https://"), "{said}");
+    let mut misled = health(Some(&format!("https://localhost:{port}")));
+    misled.args(["--tls-ca", "/no/such/file"]);
+    assert!(asked(misled, 2).contains("/no/such/file"));
+}
+
 /// Nobody tells the server that its certificate was renewed.
 #[tokio::test]
 async fn renewed_certificates_are_found_and_broken_ones_left_alone() {

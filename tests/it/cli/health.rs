@@ -37,5 +37,5 @@ fn who_is_not_reached_is_exit_code_1_and_named() {
     // One that is well makes up for none that is not.
     let both = format!("{},{silent}", server.address);
     server.run(&["health", "--live", "--server", &both]).expect(1, &["is live"]).said(&["is not live"]);
-    server.run(&["health", "--server", "no address"]).expect(1, &[]).said(&["write HOST:PORT"]);
+    server.run(&["health", "--server", "no address"]).expect(2, &[]).said(&["write HOST:PORT"]);
 }
