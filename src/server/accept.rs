@@ -15,6 +15,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -26,7 +27,7 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::rpc::Budget;
 use crate::telemetry::Throttle;
-use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED};
+use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED, REFUSED_CONNECTIONS};
 
 /// How long accepting pauses after it failed, as it does when files run out.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -37,6 +38,11 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// The name of the limit on connections, as the settings have it.
 const LIMIT: &str = "connections";
+
+/// Why connections are refused, as the metrics have it.
+const TLS: &str = "tls";
+const PROTOCOL: &str = "protocol";
+const SILENCE: &str = "silence";
 
 /// Where connections come from: a socket of this machine, or of a simulated one.
 pub trait Listener: Send + Sync {
@@ -100,6 +106,10 @@ impl Connections {
         let (tasks, dropped) = (TaskTracker::new(), CancellationToken::new());
         gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
         let (used, shed) = (gauge!(LIMIT_USED, "limit" => LIMIT), counter!(LIMIT_SHED, "limit" => LIMIT));
+        // Shown from the start, before any is refused.
+        for cause in [TLS, PROTOCOL, SILENCE] {
+            refused(cause, 0);
+        }
         let failures = Arc::default();
         Self { routes, tls, http, limits, clock, failures, free, tasks, draining, dropped, used, shed }
     }
@@ -185,7 +195,10 @@ impl Connections {
             let (io, caller) = match opened {
                 Ok(Ok(opened)) => opened,
                 Ok(Err(error)) => return tell(&error, peer, || failures.pass(clock.now())),
-                Err(_) => return tracing::debug!(%peer, "a silent connection was let go"),
+                Err(_) => {
+                    refused(SILENCE, 1);
+                    return tracing::debug!(%peer, "a silent connection was let go");
+                }
             };
             let routes = MapRequest::new(routes, move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(budget.clone());
@@ -216,12 +229,19 @@ impl Connections {
     }
 }
 
-/// Logs why a connection could not be opened: as a rule somebody has certificates that do not fit, and looks here. Who
+/// Counts connections that were refused.
+fn refused(cause: &'static str, count: u64) {
+    counter!(REFUSED_CONNECTIONS, "cause" => cause).increment(count);
+}
+
+/// Logs and counts why a connection could not be opened: as a rule somebody has certificates that do not fit, and looks here. Who
 /// only knocks, as probes of the port do, gets no line that is seen by default.
 fn tell(error: &io::Error, peer: SocketAddr, pass: impl FnOnce() -> Option<u64>) {
     if error.kind() != io::ErrorKind::InvalidData {
         return tracing::debug!(%peer, %error, "a connection was not opened");
     }
+    let of_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+    refused(if of_tls { TLS } else { PROTOCOL }, 1);
     if let Some(withheld) = pass() {
         let withheld = (withheld > 0).then_some(withheld);
         tracing::info!(%peer, %error, withheld, "a connection was not opened");

@@ -102,7 +102,13 @@ declare! {
     SESSIONS = "onced_sessions_open", Gauge [];
     /// Watches that are open
     WATCHES = "onced_watches_open", Gauge [];
-    /// Requests that were refused before they were a call: unreadable, unknown, or not gRPC at all
+    /// Connections that were refused, by why: tls (no handshake came of it: certificates that do not fit, as a rule),
+    /// protocol (something else was spoken than here), or silence (for longer than the limit). Who only knocks is not
+    /// counted
+    REFUSED_CONNECTIONS = "onced_refused_connections_total", Counter ["cause"];
+    /// Requests that were refused before they were a call: unreadable, unknown, not gRPC at all, or from nobody knows
+    /// whom (CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED). Who is known, and may not, makes a call
+    /// that ends with ACCESS_DENIED
     REFUSED_REQUESTS = "onced_refused_requests_total", Counter ["error_type"];
     /// Whether this server is ready: 1 or 0
     READY = "onced_ready", Gauge [];

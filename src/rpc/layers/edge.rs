@@ -238,7 +238,10 @@ fn caller<Q>(request: &mut http::Request<Q>, rules: &Live) -> Result<Option<Call
     }
     let tokens: Vec<&[u8]> =
         request.headers().get_all(AUTHORIZATION).iter().map(http::HeaderValue::as_bytes).collect();
-    gate.identify(certified.as_ref(), &tokens, wall_time()).map_err(Failure::Unproven)
+    gate.identify(certified.as_ref(), &tokens, wall_time()).map_err(|unproven| {
+        tracing::debug!(?unproven, path, "it is not known who calls");
+        Failure::Unproven(unproven)
+    })
 }
 
 /// Reads gRPC's timeout: up to eight digits and a unit.

@@ -1,0 +1,63 @@
+//! Who is turned away is counted, by why.
+
+use onced::telemetry::metrics::{REFUSED_CONNECTIONS, REFUSED_REQUESTS};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::metadata::MetadataValue;
+
+use super::*;
+use crate::support::exposition::{Exposition, until};
+use crate::support::onced::{ServerProcess, onced};
+use crate::support::server::over;
+
+#[tokio::test]
+async fn who_is_turned_away_is_counted_by_why_and_no_token_is_logged() {
+    let (certificates, others) = (Certificates::for_a_server(), Certificates::for_a_server());
+    let path = |name| certificates.path(name);
+    std::fs::write(path("tokens"), "").unwrap();
+    let mut command = onced();
+    command.env("ONCED_TLS_CERT", path("server.crt")).env("ONCED_TLS_KEY", path("server.key"));
+    command.env("ONCED_ACCESS_TOKENS", path("tokens")).env("ONCED_LIMITS_HANDSHAKE", "1s");
+    command.env("ONCED_LOG", "debug").env_remove("RUST_LOG");
+    command.stderr(std::fs::File::create(path("log")).unwrap());
+    let server = ServerProcess::start_as(command, "memory:");
+    let refused =
+        |now: &Exposition, cause: &str| now.value(REFUSED_CONNECTIONS, &[&format!("cause=\"{cause}\"")]);
+
+    // One who does not trust the server, one who speaks no TLS, one who says nothing, and one who only knocks.
+    others.connect(server.address(), None, &["h2"]).await.unwrap_err();
+    let mut plain = TcpStream::connect(server.address()).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    plain.shutdown().await.unwrap();
+    plain.read_to_end(&mut Vec::new()).await.unwrap();
+    drop(TcpStream::connect(server.address()).await.unwrap());
+    let mut silent = TcpStream::connect(server.address()).await.unwrap();
+    tokio::time::timeout(HANGS, silent.read_to_end(&mut Vec::new())).await.expect("it is kept").unwrap();
+
+    let open = certificates.connect(server.address(), None, &["h2"]).await.unwrap();
+    let connection = over(open).await;
+    for token in [None, Some("Bearer onced_nobodys-secret")] {
+        let origin = format!("https://{}", server.address()).parse().unwrap();
+        let mut api = onced_client::v1::idempotency_service_client::IdempotencyServiceClient::with_origin(
+            connection.clone(),
+            origin,
+        );
+        let mut request = tonic::Request::new(LookupRequest::default());
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", MetadataValue::from_static(token));
+        }
+        assert_eq!(api.lookup(request).await.unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+
+    let all =
+        |now: &Exposition| ["tls", "protocol", "silence"].iter().all(|cause| refused(now, cause) >= 1.0);
+    let now = until(server.admin(), all).await;
+    for cause in ["tls", "protocol", "silence"] {
+        assert_eq!(refused(&now, cause), 1.0, "{cause}");
+    }
+    for reason in ["CREDENTIALS_MISSING", "CREDENTIALS_INVALID"] {
+        assert_eq!(now.value(REFUSED_REQUESTS, &[&format!("error_type=\"{reason}\"")]), 1.0, "{reason}");
+    }
+    let log = std::fs::read_to_string(path("log")).unwrap();
+    assert!(log.contains("it is not known who calls") && !log.contains("nobodys-secret"), "{log}");
+}
