@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::form::Raw;
 use super::{Config, Reload, Setting, namespaces, rules};
+use crate::access::Rules;
 
 /// A setting that is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,17 +35,7 @@ impl Config {
             changes.extend(changed(&namespaces::table_of(&name), old.settings(), new.settings()));
         }
         self.namespaces.named = std::mem::take(&mut new.namespaces.named);
-        let named: BTreeSet<String> = self.rules.keys().chain(new.rules.keys()).cloned().collect();
-        for name in named {
-            let [mut old, mut new] =
-                [&self.rules, &new.rules].map(|rules| rules.get(&name).cloned().unwrap_or_default());
-            changes.extend(changed(
-                &rules::table_of(&name),
-                rules::settings(&mut old),
-                rules::settings(&mut new),
-            ));
-        }
-        self.rules = std::mem::take(&mut new.rules);
+        changes.extend(self.take_over_rules(std::mem::take(&mut new.rules)));
         for (mut old, new) in self.settings().into_iter().zip(new.settings()) {
             let (from, to) = (old.show(), new.show());
             if from == to {
@@ -55,6 +46,25 @@ impl Config {
                 reload = Reload::Restart;
             }
             changes.push(Change { key: new.key, from: told(from), to: told(to), reload });
+        }
+        changes
+    }
+
+    /// Takes over the rules, unless there are none any more: whoever shows who they are could then do anything, which
+    /// nobody is to bring about by a file that was cut short.
+    fn take_over_rules(&mut self, new: Rules) -> Vec<Change> {
+        let named: BTreeSet<&String> = self.rules.keys().chain(new.keys()).collect();
+        let mut changes = Vec::new();
+        for name in named {
+            let [mut old, mut new] =
+                [&self.rules, &new].map(|rules| rules.get(name).cloned().unwrap_or_default());
+            let (old, new) = (rules::settings(&mut old), rules::settings(&mut new));
+            changes.extend(changed(&rules::table_of(name), old, new));
+        }
+        if new.is_empty() {
+            changes.iter_mut().for_each(|change| change.reload = Reload::Restart);
+        } else {
+            self.rules = new;
         }
         changes
     }

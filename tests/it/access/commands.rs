@@ -136,6 +136,14 @@ fn tokens_and_rules_are_reloaded_and_what_is_wrong_with_them_changes_nothing() {
     process.write("onced.toml", &format!("access.tokens = {tokens:?}\n{}", RULES.replace("begin", "beginn")));
     process.until_logged("not reloaded, and stay as they were", || process.hang_up());
     assert_eq!(process.begin(Some(&new)).0, Some(12));
+
+    // Without any rule all would be allowed.
+    process.write("onced.toml", &format!("access.tokens = {tokens:?}\nlog = \"info\"\n"));
+    process.until_logged("the settings were reloaded", || process.hang_up());
+    let log = process.log();
+    let kept = log.lines().rfind(|line| line.contains("access.rules.workers.namespaces")).unwrap();
+    assert!(kept.contains("needs a restart"), "{log}");
+    assert_eq!(process.begin(Some(&new)).0, Some(12));
 }
 
 fn checked(text: &str, args: &[&str]) -> (Option<i32>, String) {
