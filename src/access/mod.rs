@@ -98,9 +98,7 @@ impl Gate {
     pub fn allows(&self, caller: Option<&Caller>, namespace: &str, action: Action) -> bool {
         match caller {
             Some(caller) => rules::allow(&self.rules, caller, namespace, action),
-            // There is no way to be anybody, so rules are about nobody: a server in whose file they are new has yet to
-            // be restarted with one.
-            None => !self.is_closed(),
+            None => !self.is_closed() && self.rules.is_empty(),
         }
     }
 }

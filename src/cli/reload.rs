@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::wall_time;
-use crate::config::{Change, Config, Loaded, Reload, Sources};
+use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
 use crate::telemetry::Log;
 
@@ -67,13 +67,7 @@ impl Reloads {
     fn reload(&mut self) {
         match self.sources.load() {
             Ok(loaded) => self.apply(loaded),
-            Err(problems) => {
-                for problem in &problems.0 {
-                    tracing::error!("{problem}");
-                }
-                let count = problems.0.len();
-                tracing::error!(problems = count, "the settings were not reloaded, and stay as they were");
-            }
+            Err(problems) => refuse(&problems),
         }
     }
 
@@ -81,7 +75,10 @@ impl Reloads {
         for doubt in &loaded.doubts {
             tracing::warn!("{doubt}");
         }
-        let changes = self.running.take_over(loaded.config);
+        let changes = match self.running.take_over(loaded.config, &loaded.origins) {
+            Ok(changes) => changes,
+            Err(problems) => return refuse(&problems),
+        };
         if let Err(error) = self.log.set(&self.running.log) {
             tracing::error!(%error, "what is logged stays as it was");
         }
@@ -130,6 +127,13 @@ impl Reloads {
             None => {}
         }
     }
+}
+
+fn refuse(problems: &Problems) {
+    for problem in &problems.0 {
+        tracing::error!("{problem}");
+    }
+    tracing::error!(problems = problems.0.len(), "the settings were not reloaded, and stay as they were");
 }
 
 /// What the files of a configuration hold; none for one that cannot be read.

@@ -9,6 +9,9 @@ use super::{Config, Tls};
 use crate::access::{ClientAuth, Gate, Issuer, TlsFiles, Tokens, Unusable};
 use crate::clock::wall_time;
 
+/// How callers can show who they are.
+const WAYS: &str = "tls.client_ca, access.tokens or access.jwks";
+
 impl Tls {
     /// The files to speak TLS by, if it is spoken.
     pub fn files(&self) -> Option<TlsFiles> {
@@ -99,21 +102,29 @@ impl Checks<'_> {
             Ok(gate) => gate,
             Err(unusable) => return self.refuse(unusable.setting, unusable.text),
         };
-        const WAYS: &str = "tls.client_ca, access.tokens or access.jwks";
-        match (gate.is_closed(), config.rules.keys().next()) {
-            (false, Some(name)) => {
-                let key = format!("{}.identities", table_of(name));
-                self.refuse(&key, format!("nobody could show who they are: set {WAYS}, too"));
-            }
-            (false, None) if !near => self.doubts.push(format!(
+        let known = gate.is_closed();
+        if known && config.rules.is_empty() {
+            let text =
+                "there are no access.rules: whoever shows who they are may do anything in every namespace";
+            self.doubts.push(text.to_owned());
+        }
+        if !known && config.rules.is_empty() && !near {
+            self.doubts.push(format!(
                 "whoever reaches {} may do anything there: set {WAYS}, and access.rules",
                 config.listen
-            )),
-            (true, None) => self.doubts.push(
-                "there are no access.rules: whoever shows who they are may do anything in every namespace"
-                    .to_owned(),
-            ),
-            (true, Some(_)) | (false, None) => {}
+            ));
+        }
+        if known && config.tls.cert.is_none() && !near {
+            self.doubts.push(format!("tokens come to {} without TLS, for all to read", config.listen));
+        }
+    }
+
+    pub(super) fn rules(&mut self, config: &Config) {
+        let Config { tls, access, .. } = config;
+        let known = tls.client_ca.is_some() || access.tokens.is_some() || access.jwks.is_some();
+        if let (false, Some(name)) = (known, config.rules.keys().next()) {
+            let key = format!("{}.identities", table_of(name));
+            self.refuse(&key, format!("nobody could show who they are: set {WAYS}, too"));
         }
     }
 }

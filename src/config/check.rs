@@ -25,13 +25,20 @@ pub fn check(
     checks.access(config);
     checks.etcd_is_meant(config);
     checks.certificates(config);
-    checks.limits(config);
-    checks.policy("defaults", &config.namespaces.defaults);
-    for (table, policy) in config.namespaces.tables() {
-        checks.policy(&table, policy);
-    }
+    checks.ports(config);
+    checks.together(config);
     config.etcd_password = checks.password(config, variable);
     checks.doubts
+}
+
+/// What does not fit together in a configuration of which a part is new, and the rest is in force until a restart.
+pub fn check_mixed(config: &mut Config, origins: &BTreeMap<String, Origin>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    Checks { origins, problems: &mut problems, doubts: Vec::new() }.together(config);
+    for problem in &mut problems {
+        problem.text = format!("{}; what was changed there takes a restart", problem.text);
+    }
+    problems
 }
 
 pub(super) struct Checks<'a> {
@@ -48,6 +55,22 @@ impl Checks<'_> {
     pub(super) fn refuse(&mut self, key: &str, text: impl Into<String>) {
         let origin = self.origin(key);
         self.problems.push(Problem::new(origin, key, text));
+    }
+
+    /// What settings that can change under a running server need of others.
+    fn together(&mut self, config: &mut Config) {
+        self.limits(config);
+        self.rules(config);
+        self.policy("defaults", &config.namespaces.defaults);
+        for (table, policy) in config.namespaces.tables() {
+            self.policy(&table, policy);
+        }
+    }
+
+    fn ports(&mut self, config: &Config) {
+        if config.admin_listen == Some(config.listen) && config.listen.port() != 0 {
+            self.refuse("admin_listen", format!("{} is where calls come: see listen", config.listen));
+        }
     }
 
     /// Who says how to reach etcd means to use it.

@@ -386,6 +386,10 @@ impl Form<String> for Collector {
 
     fn read(&self, raw: &Raw) -> Result<String, String> {
         let url = raw.text().and_then(|text| text.parse::<http::Uri>().ok());
+        if url.as_ref().and_then(http::Uri::authority).is_some_and(|host| host.as_str().contains('@')) {
+            // Not shown again: it is a secret.
+            return Err(format!("expected {}, and no login in it", self.expected()));
+        }
         let fits =
             |url: &http::Uri| url.scheme_str() == Some("http") && url.host().is_some() && url.path() == "/";
         let url = url.filter(fits).ok_or_else(|| wrong(&self.expected(), raw))?;

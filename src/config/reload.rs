@@ -1,8 +1,10 @@
 //! A configuration that is read again under a running server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::check::check_mixed;
 use super::form::Raw;
+use super::problem::{Origin, Problems};
 use super::{Config, Reload, Setting, namespaces, rules};
 use crate::access::Rules;
 
@@ -20,8 +22,27 @@ pub struct Change {
 }
 
 impl Config {
-    /// Takes over what can change under a running server. What cannot stays as it is.
-    pub fn take_over(&mut self, mut new: Config) -> Vec<Change> {
+    /// Takes over what can change under a running server. What cannot stays as it is. `origins` says where the new
+    /// settings come from.
+    ///
+    /// # Errors
+    /// If what is new does not go with what stays: then all stays as it is.
+    pub fn take_over(
+        &mut self,
+        new: Config,
+        origins: &BTreeMap<String, Origin>,
+    ) -> Result<Vec<Change>, Problems> {
+        let mut mixed = self.clone();
+        let changes = mixed.change(new);
+        let problems = check_mixed(&mut mixed, origins);
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        *self = mixed;
+        Ok(changes)
+    }
+
+    fn change(&mut self, mut new: Config) -> Vec<Change> {
         let mut changes = Vec::new();
         if self.etcd_password != new.etcd_password {
             let hidden = || "not shown".to_owned();
