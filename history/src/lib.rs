@@ -44,6 +44,16 @@ pub struct OperationId {
     number: usize,
 }
 
+/// A watch of a history.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    caller: Name,
+    key: Name,
+    opened: Time,
+    /// The number of its last update.
+    last: Option<usize>,
+}
+
 /// What a history is held against.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -83,17 +93,48 @@ pub struct Wrong {
     pub violations: Vec<Violation>,
     /// The keys of which nothing can be said, for a search was given up.
     pub undecided: Vec<Name>,
+    /// All that was seen of these keys.
+    pub histories: BTreeMap<Name, Vec<Operation>>,
     /// How much was seen.
     pub totals: Totals,
 }
 
 impl History {
     /// A caller makes a call of `key`.
-    pub fn call(&self, key: &str, call: Call) -> OperationId {
-        let key: Name = key.into();
+    pub fn call(&self, caller: &str, key: &str, call: Call) -> OperationId {
+        self.add(Operation {
+            key: key.into(),
+            caller: caller.into(),
+            call,
+            tries: Vec::new(),
+            answer: None,
+            after: None,
+        })
+    }
+
+    /// A caller begins to watch `key`.
+    pub fn watch(&self, caller: &str, key: &str, opened: Time) -> Watch {
+        Watch { caller: caller.into(), key: key.into(), opened, last: None }
+    }
+
+    /// A watcher is told something.
+    pub fn told(&self, watch: &mut Watch, at: Time, answer: Answer) {
+        let id = self.add(Operation {
+            key: watch.key.clone(),
+            caller: watch.caller.clone(),
+            call: Call::Watch,
+            tries: vec![Try { sent: watch.opened, due: None, fate: Fate::Answered(at) }],
+            answer: Some(answer),
+            after: watch.last,
+        });
+        watch.last = Some(id.number);
+    }
+
+    fn add(&self, operation: Operation) -> OperationId {
+        let key = operation.key.clone();
         let mut keys = self.keys();
         let operations = keys.entry(key.clone()).or_default();
-        operations.push(Operation { key: key.clone(), call, tries: Vec::new(), answer: None });
+        operations.push(operation);
         OperationId { number: operations.len() - 1, key }
     }
 
@@ -133,8 +174,14 @@ impl History {
     /// # Errors
     /// The promises that were broken, and the keys that it could not decide on.
     pub fn check(&self, bounds: &Bounds) -> Result<Totals, Box<Wrong>> {
-        let mut found = Wrong { violations: Vec::new(), undecided: Vec::new(), totals: Totals::default() };
+        let mut found = Wrong {
+            violations: Vec::new(),
+            undecided: Vec::new(),
+            histories: BTreeMap::new(),
+            totals: Totals::default(),
+        };
         for (key, operations) in &*self.keys() {
+            let wrong_before = found.violations.len() + found.undecided.len();
             let mut broken = |promise, what| {
                 found.violations.push(Violation { key: key.to_string(), promise, what });
             };
@@ -147,6 +194,9 @@ impl History {
                 Verdict::Explained => {}
                 Verdict::Impossible(what) => broken(Promise::Linearizable, what),
                 Verdict::Undecided(_) => found.undecided.push(key.clone()),
+            }
+            if found.violations.len() + found.undecided.len() > wrong_before {
+                found.histories.insert(key.clone(), operations.clone());
             }
             found.totals.count(operations);
         }
@@ -163,6 +213,7 @@ impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Enough to go by: one fault shows in many places.
         const SHOWN: usize = 20;
+        const HISTORIES_SHOWN: usize = 3;
         for violation in self.violations.iter().take(SHOWN) {
             writeln!(f, "{violation}")?;
         }
@@ -171,6 +222,14 @@ impl fmt::Display for Wrong {
         }
         if !self.undecided.is_empty() {
             writeln!(f, "undecided, so not shown to be right: {:?}", self.undecided)?;
+        }
+        for (key, operations) in self.histories.iter().take(HISTORIES_SHOWN) {
+            writeln!(f, "all that was seen of {key}, in the order of being sent:")?;
+            let mut numbered: Vec<_> = operations.iter().enumerate().collect();
+            numbered.sort_by_key(|(_, operation)| operation.first_sent());
+            for (number, operation) in numbered {
+                writeln!(f, "{}", InFull(number, operation))?;
+            }
         }
         write!(f, "{:?}", self.totals)
     }

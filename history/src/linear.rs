@@ -9,6 +9,7 @@
 //! - A try that was not answered may have taken effect unseen, at any time after it was sent. So may an answered
 //!   one, before its answer: the server tries anew when it does not know what became of its write. Those effects
 //!   are tried as well, where they change what others see.
+//! - The updates of a watch take effect in their order.
 //! - What agrees and changes nothing is taken at once: whatever is possible while it is pending is possible after
 //!   it. And a point is left as soon as an answer is out of reach for good (`is_hopeless`). These two keep it small.
 
@@ -111,6 +112,8 @@ struct Stride {
 /// The operations of a key, in the order of being sent, and what the search wants to know of them.
 struct Search<'a> {
     operations: Vec<(usize, &'a Operation)>,
+    /// Of each, the one here that it takes effect after, if there is one.
+    after: Vec<Option<usize>>,
     /// How many were answered.
     answered: usize,
     /// What was told of attempts.
@@ -141,6 +144,9 @@ impl<'a> Search<'a> {
     fn of(operations: &'a [Operation]) -> Self {
         let mut operations: Vec<_> = operations.iter().enumerate().collect();
         operations.sort_by_key(|(_, it)| it.span().0);
+        let mut places = vec![0; operations.len()];
+        operations.iter().enumerate().for_each(|(i, (number, _))| places[*number] = i);
+        let after = operations.iter().map(|(_, it)| it.after.map(|number| places[number])).collect();
         let each = || operations.iter().enumerate().map(|(i, (_, it))| (i, *it));
         let mut tokens: Vec<_> = each().filter_map(|(i, it)| Some((token(it)?, i))).collect();
         tokens.sort_unstable();
@@ -159,6 +165,7 @@ impl<'a> Search<'a> {
             begins.flat_map(|(_, it)| it.unknown_tries()).map(|it| it.sent).collect();
         lost_begins.sort_unstable();
         Self {
+            after,
             answered: each().filter(|(_, it)| it.span().1.is_some()).count(),
             told: each().filter_map(|(i, it)| ToldOf::by(i, it)).collect(),
             tokens,
@@ -180,7 +187,8 @@ impl<'a> Search<'a> {
             if sent > due {
                 break;
             }
-            if let Some(answered) = answered.filter(|_| !point.done.has(i)) {
+            let has_turn = self.after[i].is_none_or(|before| point.done.has(before));
+            if let Some(answered) = answered.filter(|_| has_turn && !point.done.has(i)) {
                 due = due.min(answered);
                 candidates.push(i);
             }

@@ -15,12 +15,16 @@ pub type Name = Arc<str>;
 pub struct Operation {
     /// The key.
     pub key: Name,
+    /// Who called, for people.
+    pub caller: Name,
     /// What was asked.
     pub call: Call,
     /// The tries, one after the other.
     pub tries: Vec<Try>,
     /// What the last try was answered, if it was.
     pub answer: Option<Answer>,
+    /// Of an update of a watch: the number of the one before, which it takes effect after.
+    pub after: Option<usize>,
 }
 
 /// One try of a call.
@@ -76,7 +80,12 @@ pub enum Call {
         disposition: Disposition,
     },
     /// A reader asks what is there.
-    Lookup,
+    Lookup {
+        /// Whether it waits for an outcome. That makes no difference to what it may be told.
+        waits: bool,
+    },
+    /// A watcher is told what is there, at some time since it began to watch. Each update is an operation.
+    Watch,
     /// An operator settles a doubt.
     Resolve {
         /// The token of the doubt.
@@ -296,14 +305,18 @@ impl Call {
             Call::Complete { token, .. } | Call::Renew { token, .. } | Call::Release { token, .. } => {
                 Some(*token)
             }
-            Call::Begin(_) | Call::Lookup | Call::Resolve { .. } | Call::Delete { .. } => None,
+            Call::Begin(_)
+            | Call::Lookup { .. }
+            | Call::Watch
+            | Call::Resolve { .. }
+            | Call::Delete { .. } => None,
         }
     }
 }
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, sent at {:?}", self.call, self.first_sent())?;
+        write!(f, "{}, sent by {} at {:?}", self.call, self.caller, self.first_sent())?;
         let (sent, answered) = self.span();
         if self.tries.len() > 1 {
             write!(f, ", {} times, the last at {sent:?}", self.tries.len())?;
@@ -312,6 +325,33 @@ impl fmt::Display for Operation {
             (Some(answer), Some(at)) => write!(f, ", told at {at:?}: {answer}"),
             _ => f.write_str(", never answered"),
         }
+    }
+}
+
+/// An operation with its number and all of its tries, each on a line of its own.
+pub(crate) struct InFull<'a>(pub usize, pub &'a Operation);
+
+impl fmt::Display for InFull<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let InFull(number, Operation { caller, call, tries, answer, after, .. }) = self;
+        write!(f, "  #{number} {caller}: {call}")?;
+        if let Some(before) = after {
+            write!(f, ", after #{before}")?;
+        }
+        for Try { sent, due, fate } in tries {
+            write!(f, "\n    sent {sent:?}")?;
+            if let Some(due) = due {
+                write!(f, ", due in {due:?}")?;
+            }
+            match (fate, answer) {
+                (Fate::Answered(at), Some(answer)) => write!(f, ", told {at:?}: {answer}")?,
+                (Fate::Answered(at), None) => write!(f, ", told {at:?}")?,
+                (Fate::Unknown(at), _) => write!(f, ", failed {at:?}, and it may have happened")?,
+                (Fate::NotApplied(at), _) => write!(f, ", failed {at:?}, and did not happen")?,
+                (Fate::Open, _) => f.write_str(", never answered")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -329,7 +369,9 @@ impl fmt::Display for Call {
             Call::Renew { token, checkpoint: None } => write!(f, "Renew {token}"),
             Call::Renew { token, checkpoint: Some(it) } => write!(f, "Renew {token} with {it:?}"),
             Call::Release { token, disposition } => write!(f, "Release {token} as {disposition:?}"),
-            Call::Lookup => f.write_str("Lookup"),
+            Call::Lookup { waits: false } => f.write_str("Lookup"),
+            Call::Lookup { waits: true } => f.write_str("Lookup that waits"),
+            Call::Watch => f.write_str("Watch"),
             Call::Resolve { token, resolution } => write!(f, "Resolve {token} as {resolution:?}"),
             Call::Delete { token, force: false } => write!(f, "Delete {token}"),
             Call::Delete { token, force: true } => write!(f, "Delete {token} by force"),

@@ -26,6 +26,8 @@ pub enum Promise {
     AnsweredInTime,
     /// Every key is usable again when all is well again.
     UsableAgain,
+    /// A watch ends with an outcome, or with there being no record.
+    WatchEnds,
     /// The answers can be explained by operations that took effect one after the other.
     Linearizable,
 }
@@ -51,7 +53,7 @@ impl fmt::Display for Violation {
 type Check = fn(&[Operation], &Bounds) -> Option<String>;
 
 /// Each promise that has a check of its own.
-pub(crate) const CHECKS: [(Promise, Check); 7] = [
+pub(crate) const CHECKS: [(Promise, Check); 8] = [
     (Promise::OneOutcome, one_outcome),
     (Promise::OutcomeStays, outcome_stays),
     (Promise::TokensGrow, tokens_grow),
@@ -59,6 +61,7 @@ pub(crate) const CHECKS: [(Promise, Check); 7] = [
     (Promise::OneLiveClaim, one_live_claim),
     (Promise::AnsweredInTime, answered_in_time),
     (Promise::UsableAgain, usable_again),
+    (Promise::WatchEnds, watch_ends),
 ];
 
 /// An outcome that somebody was told of: a replay, or its own, acknowledged.
@@ -72,7 +75,7 @@ pub(crate) fn outcome(operation: &Operation) -> Option<(u64, &Payload)> {
 
 /// Whether an operation told what stands at the key.
 pub(crate) fn is_read(operation: &Operation) -> bool {
-    matches!(operation.call, Call::Begin(_) | Call::Lookup) && operation.answer.is_some()
+    matches!(operation.call, Call::Begin(_) | Call::Lookup { .. } | Call::Watch) && operation.answer.is_some()
 }
 
 /// Whether a holder was told that its claim is lost.
@@ -258,7 +261,8 @@ fn usable_again(operations: &[Operation], bounds: &Bounds) -> Option<String> {
     let healed = bounds.healed?;
     let longest_ttl = operations.iter().filter_map(|it| Some(it.begin()?.lock_ttl)).max().unwrap_or_default();
     let by = healed + longest_ttl + bounds.usable_after;
-    let usable = operations.iter().filter(|it| {
+    // An update of a watch may be of before.
+    let usable = operations.iter().filter(|it| it.call != Call::Watch).filter(|it| {
         let answer = it.answer.as_ref();
         matches!(answer, Some(Answer::Claim(_) | Answer::Completed { .. } | Answer::InDoubt { .. }))
     });
@@ -268,4 +272,12 @@ fn usable_again(operations: &[Operation], bounds: &Bounds) -> Option<String> {
         Some(since) => Some(format!("all was well at {healed:?}, and it was not usable before {since:?}")),
         None => Some(format!("all was well at {healed:?}, and nobody has used it since")),
     }
+}
+
+fn watch_ends(operations: &[Operation], _: &Bounds) -> Option<String> {
+    operations.iter().find_map(|it| {
+        let before = &operations[it.after?];
+        let is_last = matches!(before.answer, Some(Answer::Completed { .. } | Answer::NotFound));
+        is_last.then(|| format!("a watch went on after its last word:\n  {before}\n  {it}"))
+    })
 }

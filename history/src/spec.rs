@@ -95,7 +95,7 @@ impl State {
             Call::Complete { token, outcome, retention } => next.complete(*token, outcome, *retention, from),
             Call::Renew { token, checkpoint } => next.renew(*token, checkpoint.as_ref(), from),
             Call::Release { token, disposition } => next.release(*token, *disposition, from),
-            Call::Lookup => match next.record {
+            Call::Lookup { .. } | Call::Watch => match next.record {
                 Some(_) => Told::Standing,
                 None => Told::NotFound,
             },
@@ -121,7 +121,7 @@ impl State {
             | Call::Release { token, .. }
             | Call::Resolve { token, .. }
             | Call::Delete { token, .. } => of_token(*token),
-            Call::Lookup => false,
+            Call::Lookup { .. } | Call::Watch => false,
         }
     }
 

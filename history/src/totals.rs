@@ -11,7 +11,7 @@ use crate::promises::{is_read, is_refused, outcome};
 pub struct Totals {
     /// Keys.
     pub keys: usize,
-    /// Calls, however often each was tried.
+    /// Calls, however often each was tried. A watch is none: its updates come when they come.
     pub operations: usize,
     /// Tries of calls.
     pub tries: usize,
@@ -27,6 +27,10 @@ pub struct Totals {
     pub refused: usize,
     /// Calls that took effect in a try whose answer was lost, and were told so when they were tried again.
     pub recovered: usize,
+    /// Lookups that were told an outcome which was stored after they were sent: they waited for it.
+    pub waited: usize,
+    /// Updates of watches after their first.
+    pub updates: usize,
     /// Keys with an outcome that nobody asked for after it was first told.
     pub unread: usize,
     /// Keys of which it is not decided whether their answers can be explained.
@@ -38,9 +42,10 @@ pub struct Totals {
 impl Totals {
     pub(crate) fn count(&mut self, operations: &[Operation]) {
         let number = |which: &dyn Fn(&Operation) -> bool| operations.iter().filter(|it| which(it)).count();
-        let tries = || operations.iter().flat_map(|it| &it.tries);
+        let is_call = |it: &&Operation| it.call != Call::Watch;
+        let tries = || operations.iter().filter(is_call).flat_map(|it| &it.tries);
         self.keys += 1;
-        self.operations += operations.len();
+        self.operations += operations.iter().filter(is_call).count();
         self.tries += tries().count();
         self.answered += tries().filter(|it| matches!(it.fate, Fate::Answered(_))).count();
         self.claims += number(&|it| it.claim().is_some_and(|claim| !claim.resumed));
@@ -48,6 +53,8 @@ impl Totals {
         self.outcomes += number(&|it| outcome(it).is_some());
         self.refused += number(&is_refused);
         self.recovered += number(&is_recovered);
+        self.waited += number(&|it| has_waited(it, operations));
+        self.updates += number(&|it| it.after.is_some());
         let told = operations.iter().filter(|it| outcome(it).is_some()).filter_map(|it| it.span().1).min();
         let is_read_since = |told| operations.iter().any(|it| is_read(it) && it.span().0 > told);
         self.unread += usize::from(told.is_some_and(|told| !is_read_since(told)));
@@ -86,6 +93,14 @@ fn is_recovered(operation: &Operation) -> bool {
     again && operation.unknown_tries().next().is_some()
 }
 
+/// Whether a Lookup waited for the outcome that it was told: it was sent before that was.
+fn has_waited(operation: &Operation, operations: &[Operation]) -> bool {
+    let Some(Answer::Completed { token: told, .. }) = operation.answer else { return false };
+    let is_stored = |it: &&Operation| matches!(it.call, Call::Complete { token, .. } if token == told);
+    let stored = operations.iter().filter(is_stored).map(Operation::first_sent).min();
+    operation.call == Call::Lookup { waits: true } && stored > Some(operation.span().0)
+}
+
 impl AddAssign for Totals {
     fn add_assign(&mut self, other: Self) {
         self.keys += other.keys;
@@ -97,6 +112,8 @@ impl AddAssign for Totals {
         self.outcomes += other.outcomes;
         self.refused += other.refused;
         self.recovered += other.recovered;
+        self.waited += other.waited;
+        self.updates += other.updates;
         self.unread += other.unread;
         self.undecided += other.undecided;
         self.longest = self.longest.max(other.longest);

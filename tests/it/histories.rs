@@ -1,12 +1,12 @@
-//! Callers of every kind, holders, readers and operators, beside two servers that lose their store's answers. What
-//! they see has to be what the specification allows. `ONCED_TEST_ROUNDS` says how often.
+//! Callers of every kind, holders, readers, watchers and operators, beside two servers that lose their store's answers.
+//! What they see has to be what the specification allows. `ONCED_TEST_ROUNDS` says how often.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use onced::clock::{Clock, Moment};
 use onced::record::limits::{LOCK_TTL_MIN, RETENTION_MIN};
 use onced::store::RecordStore;
@@ -27,6 +27,7 @@ use crate::support::server::{Connection, TestServer};
 const NAMESPACE: &str = "orders";
 const ROUNDS: usize = 4;
 const CALLERS: usize = 8;
+const WATCHERS: usize = 3;
 /// How many keys are in use at a time, and after how many deeds of all callers the oldest of them is left.
 const KEYS: usize = 4;
 const DEEDS_PER_KEY: usize = 50;
@@ -51,6 +52,7 @@ struct World {
 
 /// A caller of both servers.
 struct Participant {
+    name: String,
     world: Arc<World>,
     servers: [Box<dyn Caller>; 2],
     operator: AdminServiceClient<Connection>,
@@ -70,15 +72,21 @@ impl World {
         self.deeds.load(Ordering::Relaxed) / DEEDS_PER_KEY + KEYS
     }
 
+    fn any_key(&self) -> String {
+        let keys = self.keys();
+        format!("order-{}", fastrand::usize(keys - KEYS..keys))
+    }
+
     /// Makes a call until it is answered; at times its caller does not wait, or the answer is lost.
     async fn settle<T>(
         &self,
+        caller: &str,
         key: &str,
         call: history::Call,
         told: impl Fn(&Result<T, Status>) -> Result<history::Answer, fn(Time) -> Fate>,
         try_once: impl AsyncFn(usize) -> Result<T, Status>,
     ) -> Option<Result<T, Status>> {
-        let id = self.history.call(key, call);
+        let id = self.history.call(caller, key, call);
         for tried in 0..TRIES {
             self.history.sent(&id, self.now(), None);
             let patience = if fastrand::u8(0..20) == 0 { fastrand::u64(0..3) } else { 10_000 };
@@ -99,23 +107,23 @@ impl World {
 }
 
 impl Participant {
-    async fn new(world: &Arc<World>, one: &TestServer, other: &TestServer) -> Self {
+    async fn new(name: String, world: &Arc<World>, one: &TestServer, other: &TestServer) -> Self {
         let servers: [Box<dyn Caller>; 2] =
             [Box::new(Unary(one.client().await)), Box::new(Session::open(other).await)];
         let operator = one.admin().await;
         let owner = format!("host-{}", fastrand::u8(0..3));
-        Self { world: Arc::clone(world), servers, operator, owner, request_id: new_id(), held: None }
+        Self { name, world: Arc::clone(world), servers, operator, owner, request_id: new_id(), held: None }
     }
 
     async fn take_part(&mut self) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..8))).await;
         self.world.deeds.fetch_add(1, Ordering::Relaxed);
-        let keys = self.world.keys();
-        let any_key = format!("order-{}", fastrand::usize(keys - KEYS..keys));
+        let any_key = self.world.any_key();
         match (fastrand::u8(0..100), self.held.take()) {
             (0..10, held) => {
                 self.held = held;
-                self.call(&any_key, lookup(&any_key)).await;
+                let wait = fastrand::bool().then(|| Duration::from_millis(fastrand::u64(1..50)));
+                self.call(&any_key, lookup(&any_key, wait)).await;
             }
             (10..14, held) => {
                 self.held = held;
@@ -199,7 +207,8 @@ impl Participant {
                 let answer = self.operator.clone().delete(request.clone()).await;
                 answer.map(drop).map_err(|status| rpc_status(&status))
             };
-            self.world.settle(key, history::Call::Delete { token, force }, told, try_once).await;
+            let call = history::Call::Delete { token, force };
+            self.world.settle(&self.name, key, call, told, try_once).await;
         } else {
             let outcome = format!("settled {token}");
             let (recorded, resolution) = if force {
@@ -221,7 +230,7 @@ impl Participant {
                 let answer = self.operator.clone().resolve(request.clone()).await;
                 answer.map(drop).map_err(|status| rpc_status(&status))
             };
-            self.world.settle(key, call, told, try_once).await;
+            self.world.settle(&self.name, key, call, told, try_once).await;
         }
     }
 
@@ -233,7 +242,29 @@ impl Participant {
     async fn ask(&self, key: &str, call: Call) -> Option<Result<Answer, Status>> {
         let first = fastrand::usize(0..2);
         let try_once = async |tried: usize| self.servers[(first + tried) % 2].call(call.clone(), None).await;
-        self.world.settle(key, recorded::call(&call), recorded::told, try_once).await
+        self.world.settle(&self.name, key, recorded::call(&call), recorded::told, try_once).await
+    }
+}
+
+/// Watches one key and another, until all callers are done.
+async fn watch_on(name: String, world: &World, server: &TestServer) {
+    let client = server.client().await;
+    while world.deeds.load(Ordering::Relaxed) < CALLERS * DEEDS {
+        let key = world.any_key();
+        let request = v1::WatchRequest { namespace: NAMESPACE.to_owned(), key: key.clone() };
+        let watching = async {
+            let mut watch = world.history.watch(&name, &key, world.now());
+            let Ok(states) = client.clone().watch(request).await else { return };
+            let mut states = states.into_inner();
+            while let Some(told) = recorded::next_of(&mut states).await {
+                world.history.told(&mut watch, world.now(), told);
+                // One that is slow skips states.
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..4))).await;
+            }
+        };
+        // Some have seen enough before it ends.
+        let _ = tokio::time::timeout(Duration::from_millis(fastrand::u64(0..300)), watching).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -241,9 +272,9 @@ fn new_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-fn lookup(key: &str) -> Call {
+fn lookup(key: &str, wait: Option<Duration>) -> Call {
     let (namespace, key) = (NAMESPACE.to_owned(), key.to_owned());
-    Call::Lookup(v1::LookupRequest { namespace, key, wait: None })
+    Call::Lookup(v1::LookupRequest { namespace, key, wait: wait.map(|wait| wait.try_into().unwrap()) })
 }
 
 fn renew(key: &str, fencing_token: u64) -> Call {
@@ -307,6 +338,7 @@ async fn what_callers_of_every_kind_see_is_what_the_specification_allows() {
     }
     println!("{totals:?}");
     totals.shows_enough().unwrap_or_else(|missing| panic!("{missing}"));
+    assert!(totals.waited > 0 && totals.updates > 0, "{totals:?}");
 }
 
 async fn round() -> Totals {
@@ -321,18 +353,20 @@ async fn round() -> Totals {
         tokens: Mutex::default(),
         deeds: AtomicUsize::new(0),
     });
-    let calling = (0..CALLERS).map(async |_| {
-        let mut caller = Participant::new(&world, &one, &other).await;
+    let calling = (0..CALLERS).map(async |n| {
+        let mut caller = Participant::new(format!("caller {n}"), &world, &one, &other).await;
         for _ in 0..DEEDS {
             caller.take_part().await;
         }
     });
-    join_all(calling).await;
-    let reader = Participant::new(&world, &one, &other).await;
+    let servers = [&one, &other];
+    let watching = (0..WATCHERS).map(|n| watch_on(format!("watcher {n}"), &world, servers[n % 2]));
+    join(join_all(calling), join_all(watching)).await;
+    let reader = Participant::new("the reader".to_owned(), &world, &one, &other).await;
     for key in 0..world.keys() {
         let key = format!("order-{key}");
         let mut tries = 0..READ_TRIES;
-        while reader.ask(&key, lookup(&key)).await.is_none() {
+        while reader.ask(&key, lookup(&key, None)).await.is_none() {
             assert!(tries.next().is_some(), "the store answers no more");
         }
     }

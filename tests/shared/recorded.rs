@@ -6,10 +6,11 @@ use std::time::Duration;
 use onced::record::limits::{LOCK_TTL_DEFAULT, RETENTION_DEFAULT};
 use onced_client::v1::session_request::Call;
 use onced_client::v1::session_response::Answer;
-use onced_client::v1::{self, begin_response, lookup_response};
+use onced_client::v1::{self, begin_response, lookup_response, watch_response};
 use onced_history as history;
 use onced_history::{Fate, Payload, Time};
 use prost::Message;
+use tonic::Streaming;
 use tonic_types::{Status, pb};
 
 /// A call.
@@ -43,7 +44,7 @@ pub fn call(call: &Call) -> history::Call {
                 v1::Disposition::Unspecified => panic!("a Release that is refused"),
             },
         },
-        Call::Lookup(_) => history::Call::Lookup,
+        Call::Lookup(request) => history::Call::Lookup { waits: request.wait.is_some() },
         Call::Cancel(_) => panic!("it is of another call"),
     }
 }
@@ -61,9 +62,7 @@ pub fn told(answer: &Result<Answer, Status>) -> Result<history::Answer, fn(Time)
             lookup_response::Record::Completed(it) => completed(it),
             lookup_response::Record::InProgress(it) => in_progress(it),
             lookup_response::Record::InDoubt(it) => in_doubt(it),
-            lookup_response::Record::Available(it) => {
-                history::Answer::Available { attempt: it.attempt, owner: it.owner.as_str().into() }
-            }
+            lookup_response::Record::Available(it) => available(it),
         },
         Ok(Answer::Complete(it)) => history::Answer::Stored { repeated: it.repeated },
         Ok(Answer::Renew(it)) => {
@@ -73,6 +72,21 @@ pub fn told(answer: &Result<Answer, Status>) -> Result<history::Answer, fn(Time)
         Ok(other) => panic!("not an answer: {other:?}"),
         Err(status) => return refused(status),
     })
+}
+
+/// What a watch is told next; `None` if it is over, or broke, without another word on the key.
+pub async fn next_of(states: &mut Streaming<v1::WatchResponse>) -> Option<history::Answer> {
+    match states.message().await {
+        Ok(None) => None,
+        Ok(Some(v1::WatchResponse { record })) => Some(match record.expect("a record") {
+            watch_response::Record::Completed(it) => completed(&it),
+            watch_response::Record::InProgress(it) => in_progress(&it),
+            watch_response::Record::InDoubt(it) => in_doubt(&it),
+            watch_response::Record::Available(it) => available(&it),
+        }),
+        Err(broken) if broken.details().is_empty() => None,
+        Err(status) => refused(&Status::decode(status.details()).expect("a google.rpc.Status")).ok(),
+    }
 }
 
 /// What a call was told that failed.
@@ -136,6 +150,10 @@ fn in_doubt(in_doubt: &v1::InDoubt) -> history::Answer {
         attempt: in_doubt.attempt,
         owner: in_doubt.owner.as_str().into(),
     }
+}
+
+fn available(available: &v1::Available) -> history::Answer {
+    history::Answer::Available { attempt: available.attempt, owner: available.owner.as_str().into() }
 }
 
 fn checkpoint(checkpoint: &v1::Checkpoint) -> history::Checkpoint {

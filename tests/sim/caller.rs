@@ -80,8 +80,13 @@ impl Caller {
             pass(self.millis(0..600)).await;
             let key = self.rng.choice(&self.world.keys).expect("keys").clone();
             match self.rng.u8(..100) {
-                0..10 => drop(self.look_up(&key).await),
-                10..13 => self.delete(&key).await,
+                0..5 => drop(self.look_up(&key, None).await),
+                5..12 => {
+                    let wait = self.millis(500..4_000);
+                    self.look_up(&key, Some(wait)).await;
+                }
+                12..15 => self.delete(&key).await,
+                15..22 => self.watch(&key).await,
                 _ => self.run(&key).await,
             }
         }
@@ -146,8 +151,8 @@ impl Caller {
         // Later than whatever was told last.
         pass(Duration::from_millis(100)).await;
         for at in 0..self.lines.len() {
-            let ask = lookup(key);
-            let id = self.world.history.call(key, ask.recorded());
+            let ask = lookup(key, None);
+            let id = self.world.history.call(&self.name, key, ask.recorded());
             self.attempt(&id, at, &ask).await;
         }
     }
@@ -155,7 +160,7 @@ impl Caller {
     /// Lets a record expire, looks for it, and has the key completed anew.
     pub async fn outlast(&mut self, key: &str) {
         pass(RETENTION + EXPIRES_WITHIN).await;
-        if self.look_up(key).await == Some(Answer::NotFound) {
+        if self.look_up(key, None).await == Some(Answer::NotFound) {
             self.world.expired.update(|expired| expired + 1);
         }
         self.see_to_its_end(key, now() + EXPIRES_WITHIN).await;
@@ -179,8 +184,21 @@ impl Caller {
         self.tell(key, Ask::Call(Call::Begin(request))).await
     }
 
-    async fn look_up(&mut self, key: &str) -> Option<Answer> {
-        self.tell(key, lookup(key)).await
+    async fn look_up(&mut self, key: &str, wait: Option<Duration>) -> Option<Answer> {
+        self.tell(key, lookup(key, wait)).await
+    }
+
+    /// Watches a key for a while, at one server.
+    async fn watch(&mut self, key: &str) {
+        let (at, deadline) = (self.rng.usize(..self.lines.len()), self.millis(200..4_000));
+        let history = &self.world.history;
+        let mut watch = history.watch(&self.name, key, now());
+        let request = v1::WatchRequest { namespace: NAMESPACE.to_owned(), key: key.to_owned() };
+        let line = &mut self.lines[at];
+        let watching = line.watch(request, deadline, |told| history.told(&mut watch, now(), told));
+        if tokio::time::timeout(deadline + GRACE, watching).await.is_err() {
+            line.hang_up();
+        }
     }
 
     async fn complete(&mut self, key: &str, fencing_token: u64) {
@@ -238,7 +256,7 @@ impl Caller {
     }
 
     async fn delete(&mut self, key: &str) {
-        let looked = self.look_up(key).await;
+        let looked = self.look_up(key, None).await;
         if let Some(Answer::Completed { token, .. } | Answer::InDoubt { token, .. }) = looked {
             let (namespace, key_owned) = (NAMESPACE.to_owned(), key.to_owned());
             let request = v1::DeleteRequest { namespace, key: key_owned, fencing_token: token, force: false };
@@ -248,7 +266,7 @@ impl Caller {
 
     /// Makes a call with the same arguments at one server and another, until it is answered or given up.
     async fn tell(&mut self, key: &str, ask: Ask) -> Option<Answer> {
-        let id = self.world.history.call(key, ask.recorded());
+        let id = self.world.history.call(&self.name, key, ask.recorded());
         let tries = self.rng.usize(1..=TRIES);
         let mut at = self.rng.usize(..self.lines.len());
         for tried in 0.. {
@@ -300,9 +318,9 @@ impl Caller {
     }
 }
 
-fn lookup(key: &str) -> Ask {
+fn lookup(key: &str, wait: Option<Duration>) -> Ask {
     let (namespace, key) = (NAMESPACE.to_owned(), key.to_owned());
-    Ask::Call(Call::Lookup(v1::LookupRequest { namespace, key, wait: None }))
+    Ask::Call(Call::Lookup(v1::LookupRequest { namespace, key, wait: wait.and_then(time) }))
 }
 
 fn time(time: Duration) -> Option<prost_types::Duration> {

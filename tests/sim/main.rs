@@ -91,6 +91,7 @@ fn no_seed_breaks_a_promise() {
     faults.iter().for_each(|(name, count)| println!("{count:>9} {name}"));
     assert!(failed.is_empty(), "seeds that failed, each told above: {failed:?}");
     totals.shows_enough().unwrap();
+    assert!(totals.waited > 0 && totals.updates > 0, "{totals:?}");
     let unmet: Vec<_> =
         chaos::NAMES.iter().chain(weather::NAMES).filter(|name| !faults.contains_key(*name)).collect();
     assert!(unmet.is_empty(), "faults that were never met: {unmet:?}");

@@ -125,6 +125,23 @@ impl Line {
         }
     }
 
+    /// Watches a key for so long, or until the watch ends. Dropped, it is cancelled.
+    pub async fn watch(
+        &mut self,
+        request: v1::WatchRequest,
+        timeout: Duration,
+        mut told: impl FnMut(Answer),
+    ) {
+        let origin = self.origin();
+        let Ok(link) = self.link().await else { return };
+        let mut client = IdempotencyServiceClient::with_origin(link.service.clone(), origin);
+        let Ok(states) = client.watch(timed(request, timeout)).await else { return };
+        let mut states = states.into_inner();
+        while let Some(answer) = recorded::next_of(&mut states).await {
+            told(answer);
+        }
+    }
+
     fn origin(&self) -> http::Uri {
         format!("http://{}:{PORT}", self.server).parse().expect("an address")
     }

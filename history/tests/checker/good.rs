@@ -249,10 +249,50 @@ fn two_of_a_kind_at_once_may_go_either_way() {
 }
 
 #[test]
+fn a_lookup_waits_and_is_told_what_was_there_at_some_time_since_it_came() {
+    let totals = passes(|it| {
+        it.op(0, 1, begin("a"), claim(5, 1));
+        it.op(1, 6, lookup_that_waits(), completed(5, 1, "a", "done"));
+        it.op(2, 5, lookup_that_waits(), in_progress(1, "a"));
+        it.op(3, 4, complete(5, "done"), stored());
+        it.op(5, 6, lookup_that_waits(), completed(5, 1, "a", "done"));
+    });
+    // The last one had nothing to wait for.
+    assert_eq!((totals.waited, totals.outcomes), (1, 3));
+}
+
+#[test]
+fn a_watch_is_told_states_in_their_order_late_and_not_all_of_them() {
+    let totals = passes(|it| {
+        it.op(0, 1, begin("a"), claim(5, 1));
+        it.op(2, 3, release(5), Answer::Ok);
+        it.op(4, 5, begin("b"), claim(7, 2));
+        it.op(6, 7, complete(7, "done"), stored());
+        let (first, second) = (in_progress(1, "a"), in_progress(2, "b"));
+        let done = || completed(7, 2, "b", "done");
+        it.watch(1, &[(8, first), (9, available(1, "a")), (10, second.clone()), (11, done())]);
+        it.watch(5, &[(20, second), (21, done())]);
+        it.watch(6, &[(30, done())]);
+    });
+    assert_eq!((totals.updates, totals.operations, totals.outcomes), (4, 4, 4));
+}
+
+#[test]
+fn a_watch_of_a_key_that_is_deleted_ends_with_that() {
+    passes(|it| {
+        it.op(0, 1, begin("a"), claim(5, 1));
+        it.op(2, 3, Call::Delete { token: 5, force: true }, Answer::Ok);
+        it.op(4, 5, begin("b"), claim(7, 1));
+        it.watch(0, &[(6, in_progress(1, "a")), (7, Answer::NotFound)]);
+        it.watch(5, &[(6, in_progress(1, "b"))]);
+    });
+}
+
+#[test]
 fn keys_are_independent() {
     let story = Story::default();
     for (key, token) in [("one", 7), ("other", 5)] {
-        let id = story.history.call(key, begin("a"));
+        let id = story.history.call(CALLER, key, begin("a"));
         story.history.sent(&id, seconds(token), None);
         story.history.answered(&id, seconds(token + 1), claim(token, 1));
     }

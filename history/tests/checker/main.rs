@@ -5,6 +5,7 @@
 mod bad;
 mod generated;
 mod good;
+mod readers;
 mod story;
 mod totals;
 mod world;

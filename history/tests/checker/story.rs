@@ -1,13 +1,15 @@
 //! Histories of one key, written by hand. Times are whole seconds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use onced_history::{
     Answer, Begin, Bounds, Call, Checkpoint, Claim, Disposition, Fate, History, OnLapse, Operation,
-    Resolution, Totals, Wrong,
+    Resolution, Totals, Watch, Wrong,
 };
 
 pub const KEY: &str = "k";
+pub const CALLER: &str = "somebody";
 /// The lock TTL of every claim, in seconds.
 pub const TTL: u64 = 10;
 /// The retention of every record, in seconds.
@@ -21,6 +23,8 @@ pub fn seconds(seconds: u64) -> Duration {
 #[derive(Default)]
 pub struct Story {
     pub history: History,
+    /// By when they were opened.
+    watches: BTreeMap<u64, Watch>,
     healed: Option<u64>,
     /// Whether what is planted is left out.
     pub without_the_planted: bool,
@@ -38,20 +42,29 @@ impl Story {
 
     /// A call that fails after a second, and what it did is unknown.
     pub fn lost(&mut self, sent: u64, call: Call) {
-        let id = self.history.call(KEY, call);
+        let id = self.history.call(CALLER, KEY, call);
         self.history.sent(&id, seconds(sent), None);
         self.history.failed(&id, Fate::Unknown(seconds(sent + 1)));
     }
 
     /// A call that fails at first, and is answered when it is tried for the last time.
     pub fn retried(&mut self, lost: &[u64], sent: u64, answered: u64, call: Call, answer: Answer) {
-        let id = self.history.call(KEY, call);
+        let id = self.history.call(CALLER, KEY, call);
         for &sent in lost {
             self.history.sent(&id, seconds(sent), None);
             self.history.failed(&id, Fate::Unknown(seconds(sent + 1)));
         }
         self.history.sent(&id, seconds(sent), Some(seconds(5)));
         self.history.answered(&id, seconds(answered), answer);
+    }
+
+    /// A watch, and when it is told what. One that is there already goes on.
+    pub fn watch(&mut self, opened: u64, told: &[(u64, Answer)]) {
+        let watch = self.watches.entry(opened);
+        let watch = watch.or_insert_with(|| self.history.watch(CALLER, KEY, seconds(opened)));
+        for (at, answer) in told {
+            self.history.told(watch, seconds(*at), answer.clone());
+        }
     }
 
     /// What cannot be.
@@ -117,7 +130,11 @@ pub fn doubt(token: u64) -> Call {
 }
 
 pub fn lookup() -> Call {
-    Call::Lookup
+    Call::Lookup { waits: false }
+}
+
+pub fn lookup_that_waits() -> Call {
+    Call::Lookup { waits: true }
 }
 
 pub fn resolve(token: u64) -> Call {
@@ -183,8 +200,19 @@ pub fn renewed() -> Answer {
 /// A history of operations made elsewhere.
 pub fn history_of(operations: &[Operation]) -> History {
     let history = History::default();
-    for operation in operations {
-        let id = history.call(&operation.key, operation.call.clone());
+    // By the number of their last update.
+    let mut watches = BTreeMap::new();
+    for (number, operation) in operations.iter().enumerate() {
+        let Operation { key, caller, .. } = operation;
+        if operation.call == Call::Watch {
+            let before = operation.after.and_then(|before| watches.remove(&before));
+            let (opened, told) = operation.span();
+            let mut watch = before.unwrap_or_else(|| history.watch(caller, key, opened));
+            history.told(&mut watch, told.unwrap(), operation.answer.clone().unwrap());
+            watches.insert(number, watch);
+            continue;
+        }
+        let id = history.call(caller, key, operation.call.clone());
         for tried in &operation.tries {
             history.sent(&id, tried.sent, tried.due);
             match (tried.fate, &operation.answer) {

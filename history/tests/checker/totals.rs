@@ -13,6 +13,8 @@ const ENOUGH: Totals = Totals {
     outcomes: 1,
     refused: 1,
     recovered: 1,
+    waited: 1,
+    updates: 1,
     unread: 0,
     undecided: 0,
     longest: std::time::Duration::ZERO,
@@ -41,5 +43,6 @@ fn totals_add_up() {
     let mut sum = ENOUGH;
     sum += ENOUGH;
     assert_eq!((sum.tries, sum.answered, sum.takeovers, sum.unread), (16, 8, 2, 0));
+    assert_eq!((sum.waited, sum.updates), (2, 2));
     sum.shows_enough().unwrap();
 }

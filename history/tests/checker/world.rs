@@ -39,6 +39,8 @@ const RETENTION: u64 = 20_000;
 
 pub struct World {
     rng: Rng,
+    /// For watchers, beside whom all else goes on as without them.
+    watching: Rng,
     faults: Faults,
     now: u64,
     state: State,
@@ -73,8 +75,18 @@ enum Event {
     Failed { caller: usize, operation: usize },
     /// A claim that nobody received is given back.
     GiveBack(usize),
+    /// A watch looks for what it tells next.
+    Look(Watch),
     /// It is time for what comes with time.
     Tick,
+}
+
+/// A watch: when it was opened, its last update, and when that was told.
+#[derive(Clone, Copy)]
+struct Watch {
+    opened: u64,
+    last: Option<usize>,
+    told: u64,
 }
 
 fn time(millis: u64) -> Time {
@@ -85,6 +97,7 @@ impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
         let mut world = Self {
             rng: Rng::with_seed(seed),
+            watching: Rng::with_seed(seed),
             faults,
             now: 0,
             state: State::default(),
@@ -130,10 +143,17 @@ impl World {
             Event::Act(_) if self.now > END => {}
             Event::Act(caller) => {
                 let call = self.choose(caller);
-                let operation = Operation { key: "k".into(), call, tries: Vec::new(), answer: None };
-                self.operations.push(operation);
+                self.operations.push(Operation {
+                    key: "k".into(),
+                    caller: format!("caller {caller}").into(),
+                    call,
+                    tries: Vec::new(),
+                    answer: None,
+                    after: None,
+                });
                 self.send(caller, self.operations.len() - 1);
             }
+            Event::Look(watch) => self.look(watch),
             Event::Retry(caller, operation) => self.send(caller, operation),
             Event::Effect { caller, operation, answered, gives_back } => {
                 let (told, answer) = self.apply(operation);
@@ -166,11 +186,39 @@ impl World {
         }
     }
 
+    fn look_soon(&mut self, watch: Watch) {
+        let at = self.now + 1 + self.watching.u64(..3_000);
+        self.at(at, Event::Look(watch));
+    }
+
+    /// Tells a watch what is there: some time later, and after what it was told before.
+    fn look(&mut self, watch: Watch) {
+        let (told, _) = self.state.after(&Call::Watch, time(self.now));
+        let answer = answer(told, self.state.record.as_ref(), Duration::ZERO);
+        let is_over = matches!(answer, Answer::Completed { .. } | Answer::NotFound);
+        let at = self.now.max(watch.told) + 1 + self.watching.u64(..3_000);
+        self.operations.push(Operation {
+            key: "k".into(),
+            caller: "watcher".into(),
+            call: Call::Watch,
+            tries: vec![Try { sent: time(watch.opened), due: None, fate: Fate::Answered(time(at)) }],
+            answer: Some(answer),
+            after: watch.last,
+        });
+        if !is_over && self.now < END {
+            let last = Some(self.operations.len() - 1);
+            self.look_soon(Watch { last, told: at, ..watch });
+        }
+    }
+
     /// The next thing that a caller does.
     fn choose(&mut self, caller: usize) -> Call {
+        if self.watching.u8(..100) < 5 {
+            self.look_soon(Watch { opened: self.now, last: None, told: self.now });
+        }
         let dice = self.rng.u8(..100);
         if dice < 10 {
-            return Call::Lookup;
+            return Call::Lookup { waits: false };
         }
         let seen = self.state.record.as_ref().and_then(|it| Some((it.token?, it.phase.clone())));
         if let (10..14, Some((token, phase))) = (dice, seen) {
@@ -203,7 +251,7 @@ impl World {
                 // It walks away.
                 me.token = None;
                 me.ids += 1;
-                Call::Lookup
+                Call::Lookup { waits: false }
             }
             _ => Call::Begin(self.begin(caller)),
         }
@@ -293,7 +341,7 @@ impl World {
                 me.saved = claim.checkpoint.as_ref().map_or(0, |it| it.sequence);
             }
             (Call::Begin(_), _) => me.ids += 1,
-            (Call::Renew { .. }, Answer::Renewed { .. }) | (Call::Lookup, _) => {}
+            (Call::Renew { .. }, Answer::Renewed { .. }) | (Call::Lookup { .. }, _) => {}
             (call, _) if call.held_token().is_some() => {
                 me.token = None;
                 me.ids += 1;

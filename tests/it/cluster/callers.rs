@@ -51,6 +51,7 @@ pub struct World {
 
 /// A caller of some servers.
 pub struct Participant {
+    name: String,
     servers: Vec<Line>,
     deadline: Duration,
     world: Arc<World>,
@@ -177,8 +178,8 @@ impl World {
 /// Has callers call until they are told to stop; returns when they have stopped.
 pub async fn call_on(world: Arc<World>, servers: [SocketAddr; 2]) {
     let mut calling = tokio::task::JoinSet::new();
-    for _ in 0..CALLERS {
-        let caller = Participant::new(&world, &servers, DEADLINE).await;
+    for n in 0..CALLERS {
+        let caller = Participant::new(&format!("caller {n}"), &world, &servers, DEADLINE).await;
         calling.spawn(async move {
             while !caller.world.stop.is_cancelled() {
                 caller.take_part(&caller.world.some_key()).await;
@@ -189,12 +190,12 @@ pub async fn call_on(world: Arc<World>, servers: [SocketAddr; 2]) {
 }
 
 impl Participant {
-    async fn new(world: &Arc<World>, addresses: &[SocketAddr], deadline: Duration) -> Self {
+    async fn new(name: &str, world: &Arc<World>, addresses: &[SocketAddr], deadline: Duration) -> Self {
         let mut servers = Vec::new();
         for &address in addresses {
             servers.push(Line { address, server: Mutex::new(Unary(client(address).await)) });
         }
-        Self { servers, deadline, world: Arc::clone(world) }
+        Self { name: name.to_owned(), servers, deadline, world: Arc::clone(world) }
     }
 
     async fn take_part(&self, key: &str) {
@@ -303,7 +304,7 @@ impl Participant {
     /// the answer can have been is for the history to say.
     async fn settle(&self, key: &str, call: Call) -> Result<Answer, Status> {
         let World { history, clock, .. } = &*self.world;
-        let id = history.call(key, recorded::call(&call));
+        let id = history.call(&self.name, key, recorded::call(&call));
         let begun = clock.now();
         for at in fastrand::usize(0..2).. {
             history.sent(&id, self.world.time(), Some(self.deadline));
@@ -338,10 +339,16 @@ fn told(answer: &Result<Answer, Status>) -> Result<onced_history::Answer, fn(Tim
     }
 }
 
+/// A caller of each server alone.
+async fn each_of(world: &Arc<World>, servers: [SocketAddr; 2]) -> [Participant; 2] {
+    let [one, other] = ["one", "the other"];
+    let one = Participant::new(one, world, &servers[..1], DEADLINE).await;
+    [one, Participant::new(other, world, &servers[1..], DEADLINE).await]
+}
+
 /// Has every key completed that was ever named, and reads it at both servers.
 pub async fn read_all(world: &Arc<World>, servers: [SocketAddr; 2]) {
-    let [one, other] = [&servers[..1], &servers[1..]].map(|server| Participant::new(world, server, DEADLINE));
-    let (one, other) = (one.await, other.await);
+    let [one, other] = each_of(world, servers).await;
     let keys = (0..world.named.load(Ordering::Relaxed)).map(|i| format!("order-{i}"));
     let reads = keys.map(async |key| {
         one.see_to_its_end(&key).await;
@@ -352,8 +359,7 @@ pub async fn read_all(world: &Arc<World>, servers: [SocketAddr; 2]) {
 
 /// One takes a key and stops, the other waits for it and takes over, and both complete it: the first one late.
 pub async fn one_is_late(world: &Arc<World>, servers: [SocketAddr; 2]) {
-    let [one, other] = [&servers[..1], &servers[1..]].map(|server| Participant::new(world, server, DEADLINE));
-    let (one, other, key) = (one.await, other.await, world.new_key());
+    let ([one, other], key) = (each_of(world, servers).await, world.new_key());
     let Ok(first) = one.begin(&key, Duration::ZERO).await else { panic!("a new key is nobody's") };
     let taken_over = async {
         loop {
@@ -370,7 +376,7 @@ pub async fn one_is_late(world: &Arc<World>, servers: [SocketAddr; 2]) {
 /// How long it takes from `since` until a server writes again.
 pub async fn back_after(world: &Arc<World>, server: SocketAddr, since: Moment) -> Duration {
     // Short deadlines, for a closer look.
-    let caller = Participant::new(world, &[server], Duration::from_millis(500)).await;
+    let caller = Participant::new("the watch", world, &[server], Duration::from_millis(500)).await;
     let begun = caller.begin(&world.new_key(), Duration::ZERO).await;
     assert!(begun.is_ok(), "a new key is nobody's");
     world.now().since(since)
