@@ -32,6 +32,8 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 /// How many keys are worked on at a time: fewer than callers, so that most are duplicates.
 const KEYS: usize = 20;
 const CALLERS: usize = 24;
+/// How many of them hold claims of a server that stands still.
+const HOLDERS: usize = 8;
 /// One answer of so many gets lost on its way to the caller, who calls again.
 const ONE_LOST_OF: usize = 50;
 const NAMESPACE: &str = "orders";
@@ -232,6 +234,20 @@ impl Participant {
         tokio::time::timeout(HANGS, completed).await.expect("the key is usable again");
     }
 
+    /// Takes a key over as soon as its lock lapses; `None` if it is completed.
+    async fn take_over(&self, key: &str) -> Option<v1::Claim> {
+        let taking = async {
+            loop {
+                match self.begin(key, DEADLINE).await {
+                    Ok(claim) => return Some(claim),
+                    Err(true) => return None,
+                    Err(false) => {}
+                }
+            }
+        };
+        tokio::time::timeout(HANGS, taking).await.expect("its lock lapses")
+    }
+
     /// Reads a completed key.
     async fn look_up(&self, key: &str) {
         let lookup = v1::LookupRequest { namespace: NAMESPACE.to_owned(), key: key.to_owned(), wait: None };
@@ -271,6 +287,10 @@ impl Participant {
     }
 
     async fn complete(&self, key: &str, fencing_token: u64) {
+        self.try_complete(key, fencing_token).await.ok();
+    }
+
+    async fn try_complete(&self, key: &str, fencing_token: u64) -> Result<Answer, Status> {
         let response = Bytes::from(format!("{key} by {fencing_token}: {}", fastrand::u64(..)));
         let result = Some(v1::outcome::Result::Response(response));
         let request = v1::CompleteRequest {
@@ -280,7 +300,7 @@ impl Participant {
             outcome: Some(v1::Outcome { result, ..v1::Outcome::default() }),
             retention: None,
         };
-        self.settle(key, Call::Complete(request)).await.ok();
+        self.settle(key, Call::Complete(request)).await
     }
 
     async fn renew(&self, key: &str, fencing_token: u64) {
@@ -361,16 +381,54 @@ pub async fn read_all(world: &Arc<World>, servers: [SocketAddr; 2]) {
 pub async fn one_is_late(world: &Arc<World>, servers: [SocketAddr; 2]) {
     let ([one, other], key) = (each_of(world, servers).await, world.new_key());
     let Ok(first) = one.begin(&key, Duration::ZERO).await else { panic!("a new key is nobody's") };
-    let taken_over = async {
-        loop {
-            if let Ok(second) = other.begin(&key, DEADLINE).await {
-                return second;
-            }
-        }
-    };
-    let second = tokio::time::timeout(HANGS, taken_over).await.expect("its lock lapses");
+    let second = other.take_over(&key).await.expect("nobody completed it");
     one.complete(&key, first.fencing_token).await;
     other.complete(&key, second.fencing_token).await;
+}
+
+/// Has holders complete their keys at a server that stands still from `freeze` to `thaw`: half of them call just before,
+/// and it may have what they ask for in hand, and half while it does. Meanwhile another caller takes over, at the other
+/// server. Says how many holders were told that their claim is lost; the others had stored their outcome in time.
+pub async fn overtaken(
+    world: &Arc<World>,
+    [still, other]: [SocketAddr; 2],
+    freeze: impl FnOnce(),
+    thaw: impl FnOnce(),
+) -> usize {
+    // They wait for the answer to what it was sent before it went on.
+    let holder = Arc::new(Participant::new("a holder", world, &[still], HANGS / 2).await);
+    let successor = Participant::new("its successor", world, &[other], DEADLINE).await;
+    let mut claims = Vec::new();
+    for _ in 0..HOLDERS {
+        let key = world.new_key();
+        let Ok(claim) = holder.begin(&key, Duration::ZERO).await else { panic!("a new key is nobody's") };
+        claims.push((key, claim.fencing_token));
+    }
+    let complete = |(key, token): &(String, u64)| {
+        let (holder, key, token) = (Arc::clone(&holder), key.clone(), *token);
+        tokio::spawn(async move { holder.try_complete(&key, token).await })
+    };
+    let (before, meanwhile) = claims.split_at(HOLDERS / 2);
+    let mut completing: Vec<_> = before.iter().map(complete).collect();
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(0..60_000))).await;
+    freeze();
+    completing.extend(meanwhile.iter().map(complete));
+    let taken_over = join_all(claims.iter().map(|(key, _)| successor.take_over(key))).await;
+    assert!(taken_over[before.len()..].iter().all(Option::is_some), "what nobody asked for is done");
+    thaw();
+    let mut refused = 0;
+    for (completing, successor) in completing.into_iter().zip(&taken_over) {
+        let answer = completing.await.expect("no holder panicked");
+        let lost = |status: &Status| recorded::info(status).reason == "CLAIM_LOST";
+        assert_eq!(answer.as_ref().is_err_and(lost), successor.is_some(), "{answer:?}");
+        refused += usize::from(successor.is_some());
+    }
+    for ((key, _), claim) in claims.iter().zip(taken_over) {
+        if let Some(claim) = claim {
+            successor.complete(key, claim.fencing_token).await;
+        }
+    }
+    refused
 }
 
 /// How long it takes from `since` until a server writes again.

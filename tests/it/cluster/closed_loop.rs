@@ -1,5 +1,6 @@
 //! Two servers on one cluster, callers of both who never stop, and members of the cluster that die, freeze, lose
-//! each other and come back meanwhile; a server that is killed; answers that are lost, and an etcd that is full.
+//! each other and come back meanwhile; a server that is killed, and one that stands still until others have taken over
+//! from its callers; answers that are lost, and an etcd that is full.
 //! `ONCED_TEST_ROUNDS` says how often all of that happens.
 
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::join;
 use tokio::task::block_in_place;
 
-use super::callers::{World, back_after, call_on, one_is_late, read_all};
+use super::callers::{World, back_after, call_on, one_is_late, overtaken, read_all};
 use crate::support::call_proxy::{CallProxy, Fate, TXN};
 use crate::support::cluster::{EtcdCluster, MEMBERS};
 use crate::support::onced::ServerProcess;
@@ -61,6 +62,17 @@ impl Scene {
             processes[which].kill_and_restart();
         });
         self.back("a server killed and restarted", self.world.now()).await;
+    }
+
+    /// A server stands still for longer than the locks live that its callers hold, and then goes on with what it has.
+    async fn a_server_stands_still(&self) {
+        let (still, other) = if fastrand::bool() { (0, 1) } else { (1, 0) };
+        let process = || self.processes.lock().expect("nobody panics with it");
+        let (freeze, thaw) = (|| process()[still].freeze(), || process()[still].thaw());
+        let servers = [self.servers[still], self.servers[other]];
+        let refused = overtaken(&self.world, servers, || block_in_place(freeze), thaw).await;
+        self.back(&format!("a server stood still, {refused} of its callers overtaken"), self.world.now())
+            .await;
     }
 
     /// Transactions are done, and nobody hears of it.
@@ -182,6 +194,7 @@ async fn no_outcome_is_lost_and_nothing_done_twice_while_members_die_freeze_and_
         scene.the_leader_moves().await;
         scene.history_is_compacted().await;
         scene.a_server_dies().await;
+        scene.a_server_stands_still().await;
         scene.answers_are_lost().await;
         scene.etcd_is_full().await;
         scene.there_is_no_quorum().await;

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
+
 /// A command of the program under test. A server has an admin port that nobody else has.
 pub fn onced() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onced"));
@@ -91,8 +93,30 @@ impl ServerProcess {
 
     /// Asks it to end, and leaves it to it.
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.0.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signals");
+        self.signal(Signal::TERM);
+    }
+
+    /// Has it stand still. Returns once it does.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        // The state of a process stands after its name, which is in brackets.
+        let stands_still = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/stat", self.child.0.id()));
+            status.expect("a process that is there").contains(") T ")
+        };
+        while !stands_still() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Has it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.0.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).expect("signals");
     }
 
     /// Waits until it has ended, without blocking this thread, and says how.
@@ -120,7 +144,7 @@ impl ServerProcess {
     }
 
     /// Waits for its end, which is to be by this signal.
-    pub fn ended_by(&mut self, signal: rustix::process::Signal) {
+    pub fn ended_by(&mut self, signal: Signal) {
         let status = self.child.0.wait().expect("waits");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal.as_raw()), "{status}");
     }
