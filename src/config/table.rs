@@ -141,9 +141,13 @@ settings! {
         /// How many connections there may be at a time. More are closed as soon as they are accepted, so that their
         /// clients try another server at once
         connections: usize = 8_192, Count(1..=1_000_000), Restart;
-        /// How many calls, waiting ones included, a connection may have open; and how many at work, as many of holders
-        /// beside: those of sessions count, and those that were reset, until their work ends
+        /// How many calls, waiting ones included, a connection may have open; and how many calls of holders it may
+        /// have at work: those of sessions count, and those that were reset, until their work ends
         streams_per_connection: u32 = 2_048, Count(1..=100_000), Restart;
+        /// How many calls of a connection, those of holders aside, may be at work at once: those of sessions count,
+        /// and those that were reset, until their work ends. Less than `max_active_calls`, so that one connection
+        /// cannot take the places of all others
+        active_calls_per_connection: usize = 768, Count(1..=100_000), Restart;
         /// How many bytes the calls of a connection may make the server keep: of requests until they are answered, of
         /// answers until they have left. Calls over it are refused
         bytes_per_connection: usize = 64 << 20, Bytes(MIB..=64 * KIB * MIB), Restart;
@@ -169,10 +173,10 @@ settings! {
         /// own limit
         max_message_bytes: usize = 2 * OUTCOME_MAX_BYTES, Bytes(64 * KIB..=64 * MIB), Restart;
         /// How many calls may be at work at once, those of holders aside. A call that only waits is not at work
-        max_active_calls: usize = 4_096, Count(1..=1_000_000), Restart;
+        max_active_calls: usize = 1_024, Count(1..=1_000_000), Restart;
         /// How many calls of holders (Complete, Renew, Release) may be at work at once. Nobody else uses these
         /// places, so that a crowd of waiters never keeps out the holder they wait for
-        max_holder_calls: usize = 4_096, Count(1..=1_000_000), Restart;
+        max_holder_calls: usize = 16_384, Count(1..=1_000_000), Restart;
         /// How many calls may wait at once, watches included. A Begin or Lookup beyond does not wait; a Watch
         /// beyond is refused
         max_waiting_calls: usize = 32_768, Count(0..=1_000_000), Restart;

@@ -19,10 +19,15 @@ pub struct Budget(Arc<Account>);
 struct Account {
     bytes: usize,
     held: AtomicUsize,
-    calls: usize,
-    /// The places of holders, and of all others: as at the server, these must not keep those out.
-    holders: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    /// As at the server, calls of holders have places of their own.
+    active: Places,
+    holders: Places,
+}
+
+#[derive(Debug)]
+struct Places {
+    limit: Limit,
+    free: Arc<Semaphore>,
 }
 
 /// Some bytes of a budget, free again when dropped.
@@ -33,12 +38,11 @@ pub struct Hold {
 }
 
 impl Budget {
-    /// A budget of so many bytes, and so many calls at work, as many of holders beside; none of it is taken.
-    pub fn new(bytes: usize, calls: usize) -> Self {
-        let calls = calls.min(Semaphore::MAX_PERMITS);
-        let places = || Arc::new(Semaphore::new(calls));
-        let (holders, others) = (places(), places());
-        Self(Arc::new(Account { bytes, held: AtomicUsize::new(0), calls, holders, others }))
+    /// A budget of so many bytes, so many calls at work, and so many of holders beside; none of it is taken.
+    pub fn new(bytes: usize, active: usize, holders: usize) -> Self {
+        let active = Places::new(Limit::Connection(active));
+        let holders = Places::new(Limit::Streams(holders));
+        Self(Arc::new(Account { bytes, held: AtomicUsize::new(0), active, holders }))
     }
 
     /// A place for a call to be at work.
@@ -46,9 +50,9 @@ impl Budget {
     /// # Errors
     /// `Overloaded`.
     pub fn place(&self, of_holder: bool) -> Result<OwnedSemaphorePermit, Failure> {
-        let Account { calls, holders, others, .. } = &*self.0;
-        let places = if of_holder { holders } else { others };
-        Arc::clone(places).try_acquire_owned().map_err(|_| shed(Limit::Streams(*calls)))
+        let Account { active, holders, .. } = &*self.0;
+        let Places { limit, free } = if of_holder { holders } else { active };
+        Arc::clone(free).try_acquire_owned().map_err(|_| shed(*limit))
     }
 
     /// Nothing yet.
@@ -60,7 +64,13 @@ impl Budget {
 /// Without a connection there is nothing to bound.
 impl Default for Budget {
     fn default() -> Self {
-        Self::new(usize::MAX, usize::MAX)
+        Self::new(usize::MAX, usize::MAX, usize::MAX)
+    }
+}
+
+impl Places {
+    fn new(limit: Limit) -> Self {
+        Self { limit, free: Arc::new(Semaphore::new(limit.size().min(Semaphore::MAX_PERMITS))) }
     }
 }
 
@@ -120,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_free_again_once_it_is_dropped() {
-        let budget = Budget::new(10, 0);
+        let budget = Budget::new(10, 0, 0);
         let (mut one, mut other) = (budget.hold_none(), budget.hold_none());
         one.resize(6).unwrap();
         assert_eq!(other.resize(5), Err(Failure::Overloaded(Limit::Bytes(10))));
@@ -138,11 +148,11 @@ mod tests {
 
     #[test]
     fn a_place_is_free_again_once_it_is_dropped_and_holders_have_their_own() {
-        let budget = Budget::new(0, 1);
+        let budget = Budget::new(0, 1, 2);
         let place = budget.place(false).unwrap();
-        assert_eq!(budget.place(false).unwrap_err(), Failure::Overloaded(Limit::Streams(1)));
-        let _of_holder = budget.place(true).unwrap();
-        assert_eq!(budget.place(true).unwrap_err(), Failure::Overloaded(Limit::Streams(1)));
+        assert_eq!(budget.place(false).unwrap_err(), Failure::Overloaded(Limit::Connection(1)));
+        let _of_holders = [(); 2].map(|()| budget.place(true).unwrap());
+        assert_eq!(budget.place(true).unwrap_err(), Failure::Overloaded(Limit::Streams(2)));
         drop(place);
         let _again = budget.place(false).unwrap();
     }

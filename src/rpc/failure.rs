@@ -85,6 +85,8 @@ pub enum Limit {
     /// Open calls of one session.
     Session(usize),
     /// Calls of one connection at work, those included that it has reset.
+    Connection(usize),
+    /// Calls of holders of one connection at work, those included that it has reset.
     Streams(usize),
     /// Bytes of requests that are not answered, and of answers that have not left, of one connection.
     Bytes(usize),
@@ -108,6 +110,7 @@ impl Limit {
             Limit::Holders(_) => "max_holder_calls",
             Limit::Waiting(_) => "max_waiting_calls",
             Limit::Session(_) => "max_session_calls",
+            Limit::Connection(_) => "active_calls_per_connection",
             Limit::Streams(_) => "streams_per_connection",
             Limit::Bytes(_) => "bytes_per_connection",
         }
@@ -120,6 +123,7 @@ impl Limit {
             | Limit::Holders(size)
             | Limit::Waiting(size)
             | Limit::Session(size)
+            | Limit::Connection(size)
             | Limit::Streams(size)
             | Limit::Bytes(size) => size,
         }

@@ -97,6 +97,9 @@ impl Connections {
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams_per_connection)
+            // As many as may be open: when a server is behind, the deadlines of many calls pass at once, and those
+            // who are left on the connection must not pay for it.
+            .max_pending_accept_reset_streams(limits.streams_per_connection as usize)
             .keep_alive_interval(limits.keepalive_interval)
             .keep_alive_timeout(limits.keepalive_timeout)
             .max_header_list_size(limits.header_list_bytes)
@@ -177,8 +180,10 @@ impl Connections {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<S> {
+        let Limits { bytes_per_connection, active_calls_per_connection, streams_per_connection, .. } =
+            self.limits;
         let budget =
-            Budget::new(self.limits.bytes_per_connection, self.limits.streams_per_connection as usize);
+            Budget::new(bytes_per_connection, active_calls_per_connection, streams_per_connection as usize);
         let (http, routes) = (self.http.clone(), self.routes.clone());
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
         // The certificate as it is now.

@@ -93,7 +93,8 @@ declare! {
     /// How much of it there is
     LIMIT_SIZE = "onced_limit_size", Gauge ["limit"];
     /// What was refused for want of it: calls, connections, what a connection may make the server keep
-    /// (bytes_per_connection) or have at work (streams_per_connection), or a wait (the call was then answered at once)
+    /// (bytes_per_connection) or have at work (active_calls_per_connection; of holders streams_per_connection), or a
+    /// wait (the call was then answered at once)
     LIMIT_SHED = "onced_limit_shed_total", Counter ["limit"];
     /// Calls that a quota of their namespace refused, or did not let wait (max_waiters; a Begin or Lookup was then
     /// answered at once)

@@ -32,7 +32,13 @@ impl Limits {
     /// The places that the settings allow.
     pub fn new(settings: &Settings) -> Self {
         // Shown from the start, before any is refused or opened.
-        for limit in [failure::Limit::Session(0), failure::Limit::Streams(0), failure::Limit::Bytes(0)] {
+        let of_one_caller = [
+            failure::Limit::Session(0),
+            failure::Limit::Connection(0),
+            failure::Limit::Streams(0),
+            failure::Limit::Bytes(0),
+        ];
+        for limit in of_one_caller {
             counter!(LIMIT_SHED, "limit" => limit.name()).increment(0);
         }
         for open in [SESSIONS, WATCHES] {

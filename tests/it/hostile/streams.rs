@@ -57,18 +57,38 @@ async fn fifty_thousand_streams_one_after_the_other_leave_nothing_behind() {
     scene.end(LITTLE).await;
 }
 
+/// The server may end the connection, or refuse what it cannot do, and has its hands free either way.
 #[tokio::test]
-async fn streams_that_are_reset_at_once_end_their_connection() {
+async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     let scene = Scene::new().await;
     for connection in 0..10 {
         let mut wire = Wire::connect(scene.address(), &[]).await;
         for stream in streams().take(5_000) {
-            let call = whole(BEGIN, stream, &begin(&format!("reset-{connection}-{stream}")));
+            let call = whole(BEGIN, stream, &begin(&format!("reset-{connection}-{}", stream % 100)));
             if !wire.send(&[call, reset(stream)].concat()).await {
                 break;
             }
         }
-        assert!(wire.is_closed().await);
+    }
+    scene.end(LITTLE).await;
+}
+
+/// When a server is behind, the deadlines of many calls pass at once, before it has taken them: who is left on the
+/// connection does not pay for it.
+#[tokio::test]
+async fn calls_given_up_before_they_are_taken_cost_others_of_their_connection_nothing() {
+    let scene = Scene::new().await;
+    let mut wire = Wire::connect(scene.address(), &[]).await;
+    let all: Vec<u32> = streams().take(10 * STREAMS_AT_ONCE).collect();
+    for some in all.chunks(STREAMS_AT_ONCE / 2) {
+        let (last, given_up) = some.split_last().unwrap();
+        let given_up = given_up
+            .iter()
+            .flat_map(|&stream| [whole(LOOKUP, stream, &lookup("absent")), reset(stream)].concat());
+        let kept = whole(LOOKUP, *last, &lookup("absent"));
+        // In one write, so that the server sees the call and its end at once.
+        assert!(wire.send(&given_up.chain(kept).collect::<Vec<u8>>()).await);
+        wire.read_headers_of(*last).await;
     }
     scene.end(LITTLE).await;
 }

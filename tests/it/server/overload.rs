@@ -107,7 +107,7 @@ async fn begins_beyond_the_places_are_shed_with_hints_while_holders_complete() {
 async fn a_connection_that_resets_its_calls_takes_up_its_own_places_only() {
     const OWN: usize = PLACES / 2;
     let store = Controlled::in_memory();
-    let limits = Limits { streams_per_connection: OWN as u32, ..Limits::default() };
+    let limits = Limits { active_calls_per_connection: OWN, ..Limits::default() };
     let rpc = rpc::Settings { max_active_calls: PLACES, ..rpc::Settings::default() };
     let server = TestServer::start_with(store.clone(), Config { rpc, limits, ..Config::default() }).await;
     let (resets, beside) = (server.client().await, server.client().await);
@@ -122,7 +122,7 @@ async fn a_connection_that_resets_its_calls_takes_up_its_own_places_only() {
     }
     for number in 0..PLACES {
         let refused = claim(resets.clone(), format!("refused-{number}")).await.unwrap_err();
-        hint(&refused, "streams_per_connection");
+        hint(&refused, "active_calls_per_connection");
     }
     complete(resets.clone(), "held", token).await.expect("its holders have places of their own");
     let before = store.trips();

@@ -108,12 +108,22 @@ impl Wire {
     /// Reads until so many frames of a kind have come.
     pub async fn read_frames(&mut self, wanted: u8, mut count: usize) {
         while count > 0 {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.expect("an open connection");
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let mut payload = vec![0; length as usize];
-            self.stream.read_exact(&mut payload).await.expect("an open connection");
-            count -= usize::from(head[3] == wanted);
+            count -= usize::from(self.read_frame().await.0 == wanted);
         }
+    }
+
+    /// Reads until the headers of this stream's answer have come.
+    pub async fn read_headers_of(&mut self, stream: u32) {
+        while self.read_frame().await != (HEADERS, stream) {}
+    }
+
+    /// Reads a frame, and tells its kind and its stream.
+    async fn read_frame(&mut self) -> (u8, u32) {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).await.expect("an open connection");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        self.stream.read_exact(&mut payload).await.expect("an open connection");
+        (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]))
     }
 }
