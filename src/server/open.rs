@@ -50,7 +50,15 @@ async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<(impl Io, Op
         return Err(invalid("it does not start with a handshake of TLS"));
     }
     let stream = tokio::io::join(io::Cursor::new(start).chain(reader), writer);
-    let stream = TlsAcceptor::from(serving).accept(stream).await?;
+    let stream = match TlsAcceptor::from(serving).accept(stream).into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            let (reader, writer) = tokio::io::split(stream);
+            // The alert that says why is written. By TLS 1.3 a caller has sent more by now than was read.
+            refuse(reader, writer, b"").await?;
+            return Err(error);
+        }
+    };
     // rustls refuses who names other protocols only, and lets pass who names none.
     let (_, session) = stream.get_ref();
     if session.alpn_protocol() != Some(tls::ALPN) {

@@ -175,6 +175,7 @@ pub(crate) fn advice(text: &str, tls: bool) -> Option<&'static str> {
     } else if has("fatal alert: UnknownCA")
         || has("fatal alert: DecryptError")
         || has("fatal alert: BadCertificate")
+        || has("fatal alert: CertificateUnknown")
     {
         Some("it does not take the certificate of this client: is that signed by the server's tls.client_ca?")
     } else if has("fatal alert: CertificateExpired") {

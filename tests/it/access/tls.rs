@@ -1,5 +1,7 @@
 //! TLS between servers and clients, and what each says of the other's mistakes.
 
+use std::time::Duration;
+
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -44,12 +46,45 @@ async fn a_client_is_told_what_is_wrong_with_its_server_instead_of_trying_on() {
     let other_name = call(client(&elsewhere, "https://").ca_file(certificates.ca())).await;
     told(other_name, &["elsewhere.example", "for other names"]);
 
-    certificates.sign_for_year("old", "127.0.0.1", 2020);
+    let now = onced::clock::wall_time().as_micros();
+    let soon = Duration::from_micros(u64::try_from(now).unwrap()) + Duration::from_secs(2);
+    certificates.sign_until("old", "127.0.0.1", soon);
     let mut config = speaking_tls(&certificates);
     let (cert, key) = certificates.identity("old");
     (config.tls.cert, config.tls.key) = (Some(cert), Some(key));
     let old = start(config).await;
-    told(call(client(&old, "https://").ca_file(certificates.ca())).await, &["expired", "renew"]);
+    let until_it_ends = async {
+        loop {
+            if let Err(error) = call(client(&old, "https://").ca_file(certificates.ca())).await {
+                return error;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(HANGS, until_it_ends).await.expect("it never expires");
+    told(Err(ended), &["expired", "renew"]);
+}
+
+/// By TLS 1.3 a caller goes on to send while its certificate is looked at. Were its connection closed over unread bytes,
+/// it would be reset, and most callers told of a broken pipe.
+#[tokio::test]
+async fn who_is_refused_for_a_certificate_is_told_so_each_time() {
+    let certificates = Certificates::for_a_server();
+    let mut config = speaking_tls(&certificates);
+    config.tls.client_ca = Some(certificates.ca());
+    let server = start(config).await;
+    for _ in 0..5 {
+        let mut refused = certificates.connect(server.address(), None, &["h2"]).await.unwrap();
+        for _ in 0..32 {
+            refused.write_all(&[0; 1 << 10]).await.expect("a connection that takes what it is sent");
+            refused.flush().await.unwrap();
+            // The server has a turn.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let told =
+            tokio::time::timeout(HANGS, refused.read_to_end(&mut Vec::new())).await.expect("it is kept");
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains("CertificateRequired"), "{told}");
+    }
 }
 
 #[tokio::test]
@@ -86,6 +121,7 @@ async fn with_a_client_ca_no_connection_is_served_without_a_certificate_of_it() 
     call(showing(&server, certificates.identity("caller"))).await.unwrap();
     told(call(trusting(&server)).await, &["CertificateRequired", "--tls-cert"]);
     told(call(showing(&server, others.identity("caller"))).await, &["tls.client_ca"]);
+    told(call(showing(&server, others.identity("ca"))).await, &["tls.client_ca"]);
 
     config.tls.client_auth = ClientAuth::Optional;
     let server = start(config).await;

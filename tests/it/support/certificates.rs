@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
@@ -29,6 +30,7 @@ impl Certificates {
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let own = Self { directory: tempfile::tempdir().unwrap(), ca };
         std::fs::write(own.path("ca.crt"), own.ca.pem()).unwrap();
+        std::fs::write(own.path("ca.key"), own.ca.key().serialize_pem()).unwrap();
         own
     }
 
@@ -58,6 +60,13 @@ impl Certificates {
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(year, 1, 1);
         params.not_after = rcgen::date_time_ymd(year, 12, 31);
+        self.write(name, params);
+    }
+
+    /// Signs a certificate for a host that ends at a time since the epoch.
+    pub fn sign_until(&self, name: &str, host: &str, end: Duration) {
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
         self.write(name, params);
     }
 
