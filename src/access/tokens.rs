@@ -18,6 +18,9 @@ const START: &str = "onced_";
 /// How each hash begins.
 const HASH: &str = "sha256:";
 
+/// What a line is to be.
+const EXPECTED: &str = "expected NAME = sha256: and 64 hexadecimal digits, as onced token new NAME prints it";
+
 /// A name with the hash of a token.
 type Entry = (String, [u8; 32]);
 
@@ -32,22 +35,29 @@ impl Tokens {
     /// If it cannot be read, or a line is wrong.
     pub fn load(file: &Path) -> Result<Self, Unusable> {
         let text = fs::read_to_string(file).map_err(|error| Unusable::unread(SETTING, file, &error))?;
-        let mut tokens = Vec::new();
+        let mut tokens: Vec<Entry> = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            tokens.push(entry(line).ok_or_else(|| {
-                let why = format!(
-                    "is wrong in line {}: expected NAME = {HASH} and 64 hexadecimal digits, as onced token new NAME \
-                     prints it",
-                    number + 1
-                );
-                Unusable::of(SETTING, file, why)
-            })?);
+            let wrong =
+                |why: &str| Unusable::of(SETTING, file, format!("is wrong in line {}: {why}", number + 1));
+            let (name, hash) = entry(line).ok_or_else(|| wrong(EXPECTED))?;
+            // Whose it is would be a matter of their order.
+            if let Some((other, _)) = tokens.iter().find(|(other, held)| *held == hash && *other != name) {
+                return Err(wrong(&format!(
+                    "the token of {name} is that of {other}, too; make each its own"
+                )));
+            }
+            tokens.push((name, hash));
         }
         Ok(Self(tokens))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whose a token is. It takes as long whether or not it is one, and whosever it is.
@@ -142,6 +152,9 @@ mod tests {
             let told = loaded(&format!("{line}\n{wrong}")).unwrap_err();
             assert!(told.text.contains("line 2") && !told.text.contains(&token), "{told}");
         }
+        let same = line.replace("ci = ", "ops = ");
+        let told = loaded(&format!("{line}\n{line}\n{same}")).unwrap_err();
+        assert!(told.text.contains("line 3: the token of ops is that of ci"), "{told}");
         for wrong in ["", "a b", "a=b", "é", &"a".repeat(101)] {
             assert!(new(wrong).is_err(), "{wrong}");
         }

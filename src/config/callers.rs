@@ -102,6 +102,11 @@ impl Checks<'_> {
             Ok(gate) => gate,
             Err(unusable) => return self.refuse(unusable.setting, unusable.text),
         };
+        if let (Some(file), Some(tokens)) = (&access.tokens, &gate.tokens)
+            && tokens.is_empty()
+        {
+            self.doubts.push(format!("{} holds no token, so nobody can show one", file.display()));
+        }
         let known = gate.is_closed();
         if known && config.rules.is_empty() {
             let text =

@@ -149,7 +149,7 @@ fn tokens_and_rules_are_reloaded_and_what_is_wrong_with_them_changes_nothing() {
 fn checked(text: &str, args: &[&str]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let tokens = directory.path().join("tokens");
-    fs::write(&tokens, "").unwrap();
+    fs::write(&tokens, token("worker").1).unwrap();
     let file = directory.path().join("onced.toml");
     fs::write(&file, text.replace("TOKENS", &format!("{tokens:?}"))).unwrap();
     let (code, _, stderr) = run(&[&["check-config", "--config", file.to_str().unwrap()], args].concat());
@@ -175,6 +175,8 @@ fn a_server_that_lets_everybody_do_anything_says_so() {
     assert_eq!(checked("", &[]), (Some(0), String::new()));
     let (code, said) = checked("access.tokens = TOKENS\n", &[]);
     assert!(code == Some(0) && said.contains("there are no access.rules"), "{said}");
+    let (code, said) = checked(&format!("access.tokens = \"/dev/null\"\n{RULES}"), &[]);
+    assert!(code == Some(0) && said.contains("/dev/null holds no token"), "{said}");
 }
 
 #[test]
