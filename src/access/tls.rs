@@ -61,13 +61,14 @@ impl TlsFiles {
         let chain = certificates("tls.cert", &self.cert)?;
         let key = match PrivateKeyDer::from_pem_slice(&read("tls.key", &self.key)?) {
             Ok(key) => key,
-            Err(PemError::NoItemsFound) => return Err(of_key("holds no private key in PEM".to_owned())),
-            Err(error) => return Err(of_key(format!("is no PEM: {error}"))),
+            Err(PemError::NoItemsFound) => {
+                return Err(of_key("holds no private key in PEM, or an encrypted one".to_owned()));
+            }
+            Err(error) => return Err(of_key(no_pem(&error))),
         };
-        let doubts = chain
-            .first()
-            .and_then(|cert| doubt(cert, now))
-            .map(|doubt| format!("the certificate of this server, {}, {doubt}", self.cert.display()));
+        let doubt = chain.first().map(|cert| life(cert, now)).transpose().map_err(of_cert)?.flatten();
+        let doubts =
+            doubt.map(|doubt| format!("the certificate of this server, {}, {doubt}", self.cert.display()));
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -92,7 +93,9 @@ impl TlsFiles {
                 of_key(format!("is not the key of the certificate in {}", self.cert.display()))
             }
             Error::InvalidCertificate(error) => of_cert(format!("holds a certificate that is none: {error}")),
-            error => of_key(format!("holds a key that cannot be used: {error}")),
+            error => of_key(format!(
+                "holds a key that cannot be used: it may be RSA of 2048 bits or more, P-256, P-384 or Ed25519: {error}"
+            )),
         })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok((Arc::new(config), doubts.into_iter().collect()))
@@ -112,11 +115,18 @@ fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, Unusable> {
 fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let text = read(setting, file)?;
     let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|error| Unusable::of(setting, file, format!("is no PEM: {error}")))?;
+    let found = found.map_err(|error| Unusable::of(setting, file, no_pem(&error)))?;
     if found.is_empty() {
         return Err(Unusable::of(setting, file, "holds no certificate in PEM"));
     }
     Ok(found)
+}
+
+fn no_pem(error: &PemError) -> String {
+    match error {
+        PemError::MissingSectionEnd { .. } => "is cut off: a part of it has no end".to_owned(),
+        error => format!("is no PEM: {error}"),
+    }
 }
 
 fn roots(file: &Path) -> Result<RootCertStore, Unusable> {
@@ -129,9 +139,12 @@ fn roots(file: &Path) -> Result<RootCertStore, Unusable> {
     Ok(roots)
 }
 
-/// What to say of the time of a certificate. It is no reason not to start: whether callers take it is theirs to
-/// say, and it may be this machine's clock that is wrong.
-fn doubt(cert: &CertificateDer<'_>, now: Timestamp) -> Option<String> {
+/// What to say of the time of a certificate. One that is not valid yet comes to be by itself, and it may be this machine's
+/// clock that is wrong, so it is served.
+///
+/// # Errors
+/// If it is over: then it is worth nothing to anybody.
+fn life(cert: &CertificateDer<'_>, now: Timestamp) -> Result<Option<String>, String> {
     let day = |time: UnixTime| {
         let at = std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs());
         humantime::format_rfc3339_seconds(at).to_string()
@@ -145,15 +158,21 @@ fn doubt(cert: &CertificateDer<'_>, now: Timestamp) -> Option<String> {
     };
     match at(now) {
         Some(webpki::Error::CertExpired { not_after, .. }) => {
-            return Some(format!("has expired at {}: callers will refuse it", day(not_after)));
+            return Err(format!("holds a certificate that has expired at {}", day(not_after)));
+        }
+        Some(webpki::Error::InvalidCertValidity) => {
+            return Err("holds a certificate that ends before it begins".to_owned());
         }
         Some(webpki::Error::CertNotValidYet { not_before, .. }) => {
-            return Some(format!("is not valid before {}: callers will refuse it", day(not_before)));
+            let from = day(not_before);
+            return Ok(Some(format!("is not valid before {from}: callers will refuse it until then")));
         }
         Some(_) | None => {}
     }
     match at(now + SOON) {
-        Some(webpki::Error::CertExpired { not_after, .. }) => Some(format!("expires at {}", day(not_after))),
-        Some(_) | None => None,
+        Some(webpki::Error::CertExpired { not_after, .. }) => {
+            Ok(Some(format!("expires at {}", day(not_after))))
+        }
+        Some(_) | None => Ok(None),
     }
 }
