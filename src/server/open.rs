@@ -46,7 +46,7 @@ async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<(impl Io, Op
     let mut start = [0; 3];
     reader.read_exact(&mut start).await?;
     if start[0] != TLS_HANDSHAKE {
-        refuse(reader, writer, if start == PREFACE[..3] { NOT_TLS_HTTP2 } else { NOT_TLS }).await?;
+        refuse(reader, writer, if start == PREFACE[..3] { NOT_TLS_HTTP2 } else { NOT_TLS }).await;
         return Err(invalid("it does not start with a handshake of TLS"));
     }
     let stream = tokio::io::join(io::Cursor::new(start).chain(reader), writer);
@@ -55,7 +55,7 @@ async fn open_tls<S: Io>(stream: S, serving: Serving) -> io::Result<(impl Io, Op
         Err((error, stream)) => {
             let (reader, writer) = tokio::io::split(stream);
             // The alert that says why is written. By TLS 1.3 a caller has sent more by now than was read.
-            refuse(reader, writer, b"").await?;
+            refuse(reader, writer, b"").await;
             return Err(error);
         }
     };
@@ -81,7 +81,7 @@ async fn open_http2<S: Io>(stream: S) -> io::Result<impl Io> {
         }
         filled += read;
         if preface[..filled] != PREFACE[..filled] {
-            refuse(reader, writer, NOT_HTTP2).await?;
+            refuse(reader, writer, NOT_HTTP2).await;
             return Err(invalid("it does not start with HTTP/2's preface"));
         }
     }
@@ -89,16 +89,14 @@ async fn open_http2<S: Io>(stream: S) -> io::Result<impl Io> {
 }
 
 /// Says why a connection is not served, and closes it. What was sent is read before: closed over unread bytes, a
-/// connection is reset, and then who sent them may never see what was said.
-async fn refuse(
-    reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
-    said: &[u8],
-) -> io::Result<()> {
-    writer.write_all(said).await?;
-    writer.shutdown().await?;
-    tokio::io::copy(&mut reader.take(UNREAD_MAX_BYTES), &mut tokio::io::sink()).await?;
-    Ok(())
+/// connection is reset, and then who sent them may never see what was said. Whoever is gone by then is not told.
+async fn refuse(reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin, said: &[u8]) {
+    let told = async {
+        writer.write_all(said).await?;
+        writer.shutdown().await?;
+        tokio::io::copy(&mut reader.take(UNREAD_MAX_BYTES), &mut tokio::io::sink()).await
+    };
+    let _: io::Result<u64> = told.await;
 }
 
 fn invalid(what: &'static str) -> io::Error {
