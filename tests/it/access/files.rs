@@ -73,8 +73,11 @@ fn a_certificate_that_has_expired_is_refused_and_one_that_is_yet_to_come_warned_
     let certificates = Certificates::new();
     certificates.sign_for_year("old", "localhost", 2020);
     certificates.sign_for_year("new", "localhost", 2999);
+    // What signs it begins it in 1975.
+    certificates.sign_until("backwards", "localhost", Duration::ZERO);
     certificates.sign("good", &["localhost"]);
     for (name, exit, said) in [
+        ("backwards", 2, "ends before it begins"),
         ("old", 2, "has expired at 2020-12-31"),
         ("new", 0, "is not valid before 2999-01-01"),
         ("good", 0, ""),
