@@ -147,7 +147,7 @@ settings! {
         /// How many calls of a connection, those of holders aside, may be at work at once: those of sessions count,
         /// and those that were reset, until their work ends. Less than `max_active_calls`, so that one connection
         /// cannot take the places of all others
-        active_calls_per_connection: usize = 768, Count(1..=100_000), Restart;
+        active_calls_per_connection: usize = 1_536, Count(1..=100_000), Restart;
         /// How many bytes the calls of a connection may make the server keep: of requests until they are answered, of
         /// answers until they have left. Calls over it are refused
         bytes_per_connection: usize = 64 << 20, Bytes(MIB..=64 * KIB * MIB), Restart;
@@ -173,7 +173,7 @@ settings! {
         /// own limit
         max_message_bytes: usize = 2 * OUTCOME_MAX_BYTES, Bytes(64 * KIB..=64 * MIB), Restart;
         /// How many calls may be at work at once, those of holders aside. A call that only waits is not at work
-        max_active_calls: usize = 1_024, Count(1..=1_000_000), Restart;
+        max_active_calls: usize = 2_048, Count(1..=1_000_000), Restart;
         /// How many calls of holders (Complete, Renew, Release) may be at work at once. Nobody else uses these
         /// places, so that a crowd of waiters never keeps out the holder they wait for
         max_holder_calls: usize = 16_384, Count(1..=1_000_000), Restart;
