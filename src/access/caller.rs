@@ -15,11 +15,22 @@ const NAME_MAX_BYTES: usize = 512;
 
 /// Who calls, as it was shown: by the names that rules may be about. Each tells by how it begins in what way it was
 /// shown, so that none can be had in another way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Caller {
     names: Arc<[String]>,
     /// Until when it holds.
     pub until: Option<Timestamp>,
+    /// The token that was shown, a secret, and the version of the gate that took it; nothing if it was a certificate.
+    pub(super) shown: Option<(Arc<str>, u64)>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller")
+            .field("names", &self.names)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Caller {
@@ -38,18 +49,22 @@ impl Caller {
             [_, _, ..] => return None,
         };
         let can_be_read = !names.is_empty() && names.iter().all(|name| is_readable(name));
-        can_be_read.then(|| Self { names: names.into(), until: None })
+        can_be_read.then(|| Self::named(names, None))
     }
 
     /// Who has a token of the server's own.
     pub fn of_token(name: &str) -> Self {
-        Self { names: [format!("token:{name}")].into(), until: None }
+        Self::named(vec![format!("token:{name}")], None)
     }
 
     /// Whom a JWT is about; `None` if that is no name.
     pub fn of_jwt(subject: &str, until: Timestamp) -> Option<Self> {
         let named = !subject.is_empty() && is_readable(subject);
-        named.then(|| Self { names: [format!("jwt:{subject}")].into(), until: Some(until) })
+        named.then(|| Self::named(vec![format!("jwt:{subject}")], Some(until)))
+    }
+
+    fn named(names: Vec<String>, until: Option<Timestamp>) -> Self {
+        Self { names: names.into(), until, shown: None }
     }
 
     /// Its names, at least one.

@@ -13,9 +13,11 @@ pub mod rules;
 pub mod tls;
 pub mod tokens;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::record::Timestamp;
 
@@ -38,6 +40,8 @@ pub struct Gate {
     pub rules: Arc<Rules>,
     /// Whether reflection asks nobody who it is.
     pub open_reflection: bool,
+    /// Another one for each gate, by [`Gate::next_version`], so that callers need not be verified twice by the same one.
+    pub version: u64,
 }
 
 /// Why it is not known who calls.
@@ -78,10 +82,37 @@ impl Gate {
                 let token =
                     text.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
                 let token = token.ok_or(Unproven::Invalid("is not in the form: Bearer TOKEN"))?;
-                self.verify(token.trim(), now).map(Some)
+                let token = token.trim();
+                let mut caller = self.verify(token, now)?;
+                caller.shown = Some((token.into(), self.version));
+                Ok(Some(caller))
             }
             [_, _, ..] => Err(Unproven::Invalid("is one of several in the same call")),
         }
+    }
+
+    /// Who a caller is now that was known before: its token may have expired, or have been taken back.
+    ///
+    /// # Errors
+    /// If it is no longer known.
+    pub fn identify_again<'a>(
+        &self,
+        caller: &'a Caller,
+        now: Timestamp,
+    ) -> Result<Cow<'a, Caller>, Unproven> {
+        if caller.until.is_some_and(|until| until <= now) {
+            return Err(Unproven::Expired);
+        }
+        match &caller.shown {
+            Some((token, version)) if *version != self.version => self.verify(token, now).map(Cow::Owned),
+            Some(_) | None => Ok(Cow::Borrowed(caller)),
+        }
+    }
+
+    /// A version that no gate of this process has had.
+    pub fn next_version() -> u64 {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        LAST.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn verify(&self, token: &str, now: Timestamp) -> Result<Caller, Unproven> {

@@ -45,6 +45,7 @@ impl Config {
             issuer,
             rules: Arc::new(self.rules.clone()),
             open_reflection: access.open_reflection,
+            version: Gate::next_version(),
         })
     }
 }

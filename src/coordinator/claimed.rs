@@ -67,7 +67,7 @@ impl Unreceived {
         let release = Command::Release {
             token: won.record.fencing_token,
             disposition: Disposition::Unreceived,
-            reason: "its caller was gone before the claim reached it".to_owned(),
+            reason: "the claim did not reach its caller".to_owned(),
         };
         let Decision::Write(Change::Put(next)) = decide(&release, Some(won.seen()), wall_time()) else {
             return;

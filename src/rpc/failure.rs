@@ -18,9 +18,9 @@ pub enum Failure {
     Overloaded(Limit),
     /// A quota of the namespace is reached; nothing was written.
     Quota(Quota),
-    /// It is not known who calls; nothing was done.
+    /// It is not known who calls; nothing is told.
     Unproven(Unproven),
-    /// The caller may not do this; nothing was looked at.
+    /// The caller may not do this; nothing is told.
     Denied(Box<Denied>),
     /// The deadline of the call passed.
     DeadlineExceeded,

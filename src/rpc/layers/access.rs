@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use super::Answering;
 use crate::access::{Action, Caller};
+use crate::clock::wall_time;
 use crate::record::Namespace;
 use crate::rpc::Live;
 use crate::rpc::call::{Answer, Call, Request};
@@ -17,12 +18,16 @@ pub struct Access<S> {
     pub rules: Live,
 }
 
-/// Whether a caller may do something, as the rules are now.
+/// Whether a caller is still known, and may do something, as the rules are now.
 ///
 /// # Errors
-/// `Denied` if not.
+/// `Unproven` or `Denied` if not.
 pub fn check(rules: &Live, caller: Option<&Caller>, namespace: &str, action: Action) -> Result<(), Failure> {
-    if rules.load().gate.allows(caller, namespace, action) {
+    let rules = rules.load();
+    let caller = caller.map(|caller| rules.gate.identify_again(caller, wall_time()));
+    let caller = caller.transpose().map_err(Failure::Unproven)?;
+    let caller = caller.as_deref();
+    if rules.gate.allows(caller, namespace, action) {
         return Ok(());
     }
     let caller = caller.map(Caller::to_string).unwrap_or_default();
@@ -55,10 +60,21 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (namespace, _) = call.request.name();
-        match check(&self.rules, call.caller.as_ref(), namespace, action_of(&call.request)) {
-            Ok(()) => Box::pin(self.inner.call(call)),
-            Err(failure) => Box::pin(async { Err(failure) }),
+        let ((namespace, _), action) = (call.request.name(), action_of(&call.request));
+        if let Err(failure) = check(&self.rules, call.caller.as_ref(), namespace, action) {
+            return Box::pin(async { Err(failure) });
         }
+        if !call.request.asks_to_wait() {
+            return Box::pin(self.inner.call(call));
+        }
+        // It may be otherwise once it has waited. A claim that came of that is then given back, as it is dropped.
+        let (rules, caller, namespace) =
+            (Live::clone(&self.rules), call.caller.clone(), namespace.to_owned());
+        let answering = self.inner.call(call);
+        Box::pin(async move {
+            let answered = answering.await;
+            check(&rules, caller.as_ref(), &namespace, action)?;
+            answered
+        })
     }
 }

@@ -24,15 +24,16 @@ struct Scene {
 impl Scene {
     async fn new() -> (Self, Vec<String>, Issuer) {
         let directory = tempfile::tempdir().unwrap();
-        let tokens = write_tokens(&directory.path().join("tokens"), &["worker"]);
+        let tokens = write_tokens(&directory.path().join("tokens"), &["worker", "other"]);
         let issuer = Issuer::new(&directory.path().join("jwks"));
         let mut config = Config::default();
         config.access.tokens = Some(directory.path().join("tokens"));
         config.access.jwks = Some(directory.path().join("jwks"));
         config.access.jwt_issuer = Some("issuer".to_owned());
         config.access.jwt_audience = Some("onced".to_owned());
-        let rule = rule(&["token:worker", "jwt:worker"], &[NAMESPACE], &[Action::Begin, Action::Lookup]);
-        config.rules.insert("workers".to_owned(), rule);
+        let rule = |identities: &[&str]| rule(identities, &[NAMESPACE], &[Action::Begin, Action::Lookup]);
+        config.rules.insert("workers".to_owned(), rule(&["token:worker", "jwt:worker"]));
+        config.rules.insert("others".to_owned(), rule(&["token:other"]));
         let server = start(config.clone()).await;
         (Self { directory, config, server }, tokens, issuer)
     }
@@ -86,7 +87,7 @@ fn reason(status: &tonic::Status) -> String {
 }
 
 #[tokio::test]
-async fn a_session_and_a_watch_end_when_their_token_expires_and_open_calls_are_answered() {
+async fn a_session_and_a_watch_end_when_their_token_expires_and_calls_that_wait_are_told() {
     let (scene, _, issuer) = Scene::new().await;
     // The server grants 30 s, which are over soon.
     let mut streams = scene.streams(&issuer.token("worker", -27)).await;
@@ -96,9 +97,92 @@ async fn a_session_and_a_watch_end_when_their_token_expires_and_open_calls_are_a
     let ended = tokio::time::timeout(HANGS, streams.watch.message()).await.expect("the watch goes on");
     assert_eq!(reason(&ended.unwrap_err()), "CREDENTIALS_EXPIRED");
     let open = streams.answer().await.unwrap();
-    assert!(open.id == 2 && matches!(open.answer, Some(Answer::Lookup(_))), "{open:?}");
+    assert_eq!((open.id, refused(open)), (2, "CREDENTIALS_EXPIRED".to_owned()));
     let ended = streams.answer().await.unwrap_err();
     assert_eq!((ended.code(), reason(&ended)), (Code::Unauthenticated, "CREDENTIALS_EXPIRED".to_owned()));
+}
+
+/// The reason of an answer that is an error.
+#[track_caller]
+fn refused(answer: v1::SessionResponse) -> String {
+    match answer.answer {
+        Some(Answer::Error(status)) => info(&status).reason,
+        other => panic!("no error: {other:?}"),
+    }
+}
+
+/// A Begin that waits for so many seconds.
+fn begin(key: &str, seconds: i64) -> v1::BeginRequest {
+    v1::BeginRequest {
+        namespace: NAMESPACE.to_owned(),
+        key: key.to_owned(),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        wait: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..Default::default()
+    }
+}
+
+fn release(key: &str, fencing_token: u64) -> v1::ReleaseRequest {
+    let (namespace, key, reason) = (NAMESPACE.to_owned(), key.to_owned(), String::new());
+    v1::ReleaseRequest { namespace, key, fencing_token, disposition: v1::Disposition::Retry.into(), reason }
+}
+
+#[tokio::test]
+async fn who_is_taken_out_of_the_rules_while_its_calls_wait_is_told_nothing_and_gets_no_claim() {
+    let (scene, tokens, _) = Scene::new().await;
+    let mut streams = scene.streams(&tokens[0]).await;
+    let mut other = scene.api(&tokens[1]).await;
+    let claim = async |other: &mut IdempotencyServiceClient<_>, seconds| match other
+        .begin(begin("free", seconds))
+        .await
+        .unwrap()
+        .into_inner()
+        .result
+    {
+        Some(v1::begin_response::Result::Claim(claim)) => claim,
+        none => panic!("no claim: {none:?}"),
+    };
+    let held = claim(&mut other, 0).await;
+    streams.send(1, 30);
+    for (id, key) in [(2, "k"), (3, "free")] {
+        let call = Some(Call::Begin(begin(key, 30)));
+        streams.calls.send(SessionRequest { id, timeout: None, call }).unwrap();
+    }
+    // A session looks who calls in the order of its calls: when this one is answered, the others wait.
+    streams.send(4, 0);
+    assert_eq!(streams.answer().await.unwrap().id, 4);
+
+    let mut config = scene.config.clone();
+    config.rules.remove("workers");
+    scene.server.live().set_rules(&config).unwrap();
+    let (namespace, result) = (NAMESPACE.to_owned(), v1::outcome::Result::Response("secret".into()));
+    let outcome = Some(v1::Outcome { result: Some(result), ..Default::default() });
+    let (key, retention) = ("k".to_owned(), None);
+    let complete = v1::CompleteRequest { namespace, key, fencing_token: 1, outcome, retention };
+    other.complete(complete).await.unwrap();
+    other.release(release("free", held.fencing_token)).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(refused(streams.answer().await.unwrap()), "ACCESS_DENIED");
+    }
+    // The claim that came of waiting was the second, and is given back.
+    assert_eq!(claim(&mut other, 30).await.attempt, 3);
+}
+
+#[tokio::test]
+async fn a_session_and_a_watch_are_refused_once_their_token_is_taken_back() {
+    let (scene, tokens, _) = Scene::new().await;
+    let mut streams = scene.streams(&tokens[0]).await;
+    // What else changes is none of its business.
+    scene.server.live().set_rules(&scene.config).unwrap();
+    streams.send(1, 0);
+    assert!(matches!(streams.answer().await.unwrap().answer, Some(Answer::Lookup(_))));
+    let renewed = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
+    scene.server.live().set_rules(&scene.config).unwrap();
+    streams.send(2, 0);
+    assert_eq!(refused(streams.answer().await.unwrap()), "CREDENTIALS_INVALID");
+    scene.api(&renewed[0]).await.release(release("k", 1)).await.unwrap();
+    let ended = tokio::time::timeout(HANGS, streams.watch.message()).await.expect("nothing is told");
+    assert_eq!(reason(&ended.unwrap_err()), "CREDENTIALS_INVALID");
 }
 
 #[tokio::test]
@@ -112,15 +196,7 @@ async fn rules_hold_for_sessions_and_watches_that_are_open_as_they_are_now() {
     let Some(Answer::Error(status)) = streams.answer().await.unwrap().answer else { panic!("it was served") };
     assert_eq!(info(&status).reason, "ACCESS_DENIED");
     // The next state is not told.
-    let mut api = scene.api(&tokens[0]).await;
-    let (namespace, key) = (NAMESPACE.to_owned(), "k".to_owned());
-    let renew = v1::RenewRequest { namespace, key, fencing_token: 1, checkpoint: None };
-    let renewed = api.renew(renew.clone()).await;
-    renewed.unwrap();
-    let (disposition, reason_text) = (v1::Disposition::InDoubt.into(), String::new());
-    let v1::RenewRequest { namespace, key, fencing_token, .. } = renew;
-    let release = v1::ReleaseRequest { namespace, key, fencing_token, disposition, reason: reason_text };
-    api.release(release).await.unwrap();
+    scene.api(&tokens[0]).await.release(release("k", 1)).await.unwrap();
     let ended = tokio::time::timeout(HANGS, streams.watch.message()).await.expect("nothing is told");
     assert_eq!(reason(&ended.unwrap_err()), "ACCESS_DENIED");
 }
@@ -131,22 +207,16 @@ async fn a_client_reads_its_token_again_when_it_is_refused() {
     let file = scene.directory.path().join("mine");
     fs::write(&file, &tokens[0]).unwrap();
     let client = client(&scene.server, "").token_file(&file).build().unwrap();
-    let begin = |key: &str| v1::BeginRequest {
-        namespace: NAMESPACE.to_owned(),
-        key: key.to_owned(),
-        request_id: uuid::Uuid::new_v4().to_string(),
-        ..Default::default()
-    };
-    client.begin(begin("one")).await.unwrap();
+    client.begin(begin("one", 0)).await.unwrap();
     let mut watch = client.watch(NAMESPACE, "one");
     watch.next().await.unwrap().expect("a state");
 
     let renewed = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
     scene.server.live().set_rules(&scene.config).unwrap();
-    let refused = client.begin(begin("two")).await.unwrap_err();
+    let refused = client.begin(begin("two", 0)).await.unwrap_err();
     assert_eq!(refused.reason(), Some(ErrorReason::CredentialsInvalid), "{refused}");
     fs::write(&file, &renewed[0]).unwrap();
-    client.begin(begin("two")).await.unwrap();
+    client.begin(begin("two", 0)).await.unwrap();
     client.watch(NAMESPACE, "two").next().await.unwrap().expect("a state");
 }
 
