@@ -165,7 +165,7 @@ declare! {
     /// When this process started, in seconds since the epoch
     START_TIME = "process_start_time_seconds", Gauge [];
     /// The processor time that it took
-    CPU = "process_cpu_seconds_total", Gauge [];
+    CPU = "process_cpu_seconds_total", Counter [];
     /// The memory that it has
     RESIDENT_MEMORY = "process_resident_memory_bytes", Gauge [];
     /// The files and sockets that it has open
@@ -215,7 +215,9 @@ pub fn start() -> Result<Counted, Error> {
 impl Counted {
     /// All of it, as Prometheus reads it.
     pub fn render(&self) -> String {
-        self.0.render()
+        // Counters are whole numbers here, and seconds of a processor are not: it is kept as a gauge.
+        let kind = |kind: Kind| format!("# TYPE {CPU} {}\n", kind.name());
+        self.0.render().replacen(&kind(Kind::Gauge), &kind(Kind::Counter), 1)
     }
 
     /// Sorts what was measured into its buckets; to be called every now and then, or it piles up.
@@ -279,9 +281,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for metric in METRICS {
             assert!(seen.insert(metric.name), "{} is there twice", metric.name);
-            // The processor time is no whole number of seconds, as counters are here.
-            let counts = metric.kind == Kind::Counter || metric.name == CPU;
-            assert_eq!(metric.name.ends_with("_total"), counts, "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
             assert_eq!(
                 metric.kind == Kind::Times,
                 metric.name.ends_with("_duration_seconds"),
