@@ -24,7 +24,7 @@ use crate::record::Timestamp;
 pub use caller::Caller;
 pub use jwt::Issuer;
 pub use rules::{Action, Pattern, Rule, Rules};
-pub use tls::{ClientAuth, Serving, TlsFiles};
+pub use tls::{ClientAuth, Serving, Shown, TlsFiles};
 pub use tokens::Tokens;
 
 /// What is asked of callers. By default nothing is.

@@ -50,12 +50,39 @@ pub struct TlsFiles {
 /// What rustls serves by.
 pub type Serving = Arc<ServerConfig>;
 
+/// What TLS is spoken by, with the certificate that callers are shown.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// All of it, for rustls.
+    pub serving: Serving,
+    file: PathBuf,
+    cert: CertificateDer<'static>,
+}
+
+impl Shown {
+    /// When the certificate ends, in seconds since the epoch.
+    pub fn ends(&self) -> Option<u64> {
+        // Past any time that a certificate can name.
+        const NEVER: Duration = Duration::from_secs(1 << 40);
+        match complaint(&self.cert, NEVER) {
+            Some(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+            Some(_) | None => None,
+        }
+    }
+
+    /// What to warn of at `now`.
+    pub fn doubt(&self, now: Timestamp) -> Option<String> {
+        let doubt = life(&self.cert, now).unwrap_or_else(Some)?;
+        Some(format!("the certificate of this server, {}, {doubt}", self.file.display()))
+    }
+}
+
 impl TlsFiles {
     /// Reads the files: what to serve by, and what to warn of at `now`.
     ///
     /// # Errors
     /// The first file that cannot be used.
-    pub fn load(&self, now: Timestamp) -> Result<(Serving, Vec<String>), Unusable> {
+    pub fn load(&self, now: Timestamp) -> Result<(Shown, Vec<String>), Unusable> {
         let of_cert = |why: String| Unusable::of("tls.cert", &self.cert, why);
         let of_key = |why: String| Unusable::of("tls.key", &self.key, why);
         let chain = certificates("tls.cert", &self.cert)?;
@@ -66,9 +93,8 @@ impl TlsFiles {
             }
             Err(error) => return Err(of_key(no_pem(&error))),
         };
-        let doubt = chain.first().map(|cert| life(cert, now)).transpose().map_err(of_cert)?.flatten();
-        let doubts =
-            doubt.map(|doubt| format!("the certificate of this server, {}, {doubt}", self.cert.display()));
+        let cert = chain.first().cloned().ok_or_else(|| of_cert("holds no certificate".to_owned()))?;
+        life(&cert, now).map_err(|why| of_cert(format!("holds a certificate that {why}")))?;
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -98,7 +124,9 @@ impl TlsFiles {
             )),
         })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok((Arc::new(config), doubts.into_iter().collect()))
+        let shown = Shown { serving: Arc::new(config), file: self.cert.clone(), cert };
+        let doubts = shown.doubt(now).into_iter().collect();
+        Ok((shown, doubts))
     }
 
     /// All of them.
@@ -150,18 +178,12 @@ fn life(cert: &CertificateDer<'_>, now: Timestamp) -> Result<Option<String>, Str
         humantime::format_rfc3339_seconds(at).to_string()
     };
     let now = Duration::from_micros(u64::try_from(now.as_micros()).unwrap_or(0));
-    // webpki looks at the time before anything else; whether there is anybody to trust is not asked here.
-    let at = |time: Duration| {
-        let cert = EndEntityCert::try_from(cert).ok()?;
-        let time = UnixTime::since_unix_epoch(time);
-        cert.verify_for_usage(&[], &[], &[], time, KeyUsage::server_auth(), None, None).err()
-    };
-    match at(now) {
+    match complaint(cert, now) {
         Some(webpki::Error::CertExpired { not_after, .. }) => {
-            return Err(format!("holds a certificate that has expired at {}", day(not_after)));
+            return Err(format!("has expired at {}", day(not_after)));
         }
         Some(webpki::Error::InvalidCertValidity) => {
-            return Err("holds a certificate that ends before it begins".to_owned());
+            return Err("ends before it begins".to_owned());
         }
         Some(webpki::Error::CertNotValidYet { not_before, .. }) => {
             let from = day(not_before);
@@ -169,10 +191,18 @@ fn life(cert: &CertificateDer<'_>, now: Timestamp) -> Result<Option<String>, Str
         }
         Some(_) | None => {}
     }
-    match at(now + SOON) {
+    match complaint(cert, now + SOON) {
         Some(webpki::Error::CertExpired { not_after, .. }) => {
             Ok(Some(format!("expires at {}", day(not_after))))
         }
         Some(_) | None => Ok(None),
     }
+}
+
+/// What is wrong with a certificate at a time since the epoch. webpki looks at the time before anything else; whether there
+/// is anybody to trust is not asked here.
+fn complaint(cert: &CertificateDer<'_>, at: Duration) -> Option<webpki::Error> {
+    let cert = EndEntityCert::try_from(cert).ok()?;
+    let at = UnixTime::since_unix_epoch(at);
+    cert.verify_for_usage(&[], &[], &[], at, KeyUsage::server_auth(), None, None).err()
 }

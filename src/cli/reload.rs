@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, io};
 
+use metrics::{counter, gauge};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -14,9 +15,15 @@ use crate::clock::wall_time;
 use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
 use crate::telemetry::Log;
+use crate::telemetry::metrics::{RELOAD_REFUSED, RELOADS};
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What is taken or refused by itself, as the metrics have it.
+const SETTINGS: &str = "settings";
+const ACCESS: &str = "access";
+const CERTIFICATE: &str = "certificate";
 
 /// What it takes to read the settings again.
 pub struct Reloads {
@@ -29,6 +36,8 @@ pub struct Reloads {
     log: Log,
     /// What the files held when they were last looked at.
     seen: BTreeMap<PathBuf, Option<Vec<u8>>>,
+    /// Whether each part was refused when it was last read.
+    refused: BTreeMap<&'static str, bool>,
 }
 
 impl Reloads {
@@ -41,7 +50,8 @@ impl Reloads {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let seen = look(&running);
-        Ok(Self { hangups, looks, sources, running, live, log, seen })
+        let refused = [SETTINGS, ACCESS, CERTIFICATE].map(|part| (part, false)).into();
+        Ok(Self { hangups, looks, sources, running, live, log, seen, refused })
     }
 
     /// Reads the settings again at each signal, and the files when they change.
@@ -54,6 +64,7 @@ impl Reloads {
                     None => return,
                 },
                 _ = self.looks.tick() => {
+                    self.count();
                     let seen = look(&self.running);
                     if seen != self.seen {
                         self.seen = seen;
@@ -67,7 +78,7 @@ impl Reloads {
     fn reload(&mut self) {
         match self.sources.load() {
             Ok(loaded) => self.apply(loaded),
-            Err(problems) => refuse(&problems),
+            Err(problems) => self.refuse(&problems),
         }
     }
 
@@ -77,8 +88,9 @@ impl Reloads {
         }
         let changes = match self.running.take_over(loaded.config, &loaded.origins) {
             Ok(changes) => changes,
-            Err(problems) => return refuse(&problems),
+            Err(problems) => return self.refuse(&problems),
         };
+        self.tell(SETTINGS, true);
         if let Err(error) = self.log.set(&self.running.log) {
             tracing::error!(%error, "what is logged stays as it was");
         }
@@ -102,7 +114,9 @@ impl Reloads {
 
     /// Takes what the files hold now. What cannot be used is told, and what was before stays.
     fn reload_files(&mut self) {
-        match self.live.set_rules(&self.running) {
+        let rules = self.live.set_rules(&self.running);
+        self.tell(ACCESS, rules.is_ok());
+        match rules {
             Ok(()) => {
                 let access = &self.running.access;
                 if access.tokens.is_some() || access.jwks.is_some() {
@@ -113,27 +127,47 @@ impl Reloads {
                 tracing::error!(%unusable, "who may call was not reloaded, and stays as it was");
             }
         }
-        match self.running.tls.files().map(|files| files.load(wall_time())) {
-            Some(Ok((serving, doubts))) => {
+        let Some(files) = self.running.tls.files() else { return };
+        let shown = files.load(wall_time());
+        self.tell(CERTIFICATE, shown.is_ok());
+        match shown {
+            Ok((shown, doubts)) => {
                 for doubt in doubts {
                     tracing::warn!("{doubt}");
                 }
-                self.live.set_tls(serving);
+                self.live.set_tls(shown);
                 tracing::info!("new connections get the certificate as it is in its file now");
             }
-            Some(Err(unusable)) => {
+            Err(unusable) => {
                 tracing::error!(%unusable, "the certificate was not reloaded, and stays as it was");
             }
-            None => {}
         }
     }
-}
 
-fn refuse(problems: &Problems) {
-    for problem in &problems.0 {
-        tracing::error!("{problem}");
+    fn refuse(&mut self, problems: &Problems) {
+        for problem in &problems.0 {
+            tracing::error!("{problem}");
+        }
+        tracing::error!(problems = problems.0.len(), "the settings were not reloaded, and stay as they were");
+        self.tell(SETTINGS, false);
     }
-    tracing::error!(problems = problems.0.len(), "the settings were not reloaded, and stay as they were");
+
+    /// Tells the metrics what became of a part that was read again.
+    fn tell(&mut self, part: &'static str, taken: bool) {
+        self.refused.insert(part, !taken);
+        self.count();
+        counter!(RELOADS, "part" => part, "result" => if taken { "taken" } else { "refused" }).increment(1);
+    }
+
+    /// Tells the metrics how each part is, and that there are such counts, before there is anything to count.
+    fn count(&self) {
+        for (&part, &refused) in &self.refused {
+            gauge!(RELOAD_REFUSED, "part" => part).set(f64::from(u8::from(refused)));
+            for result in ["taken", "refused"] {
+                counter!(RELOADS, "part" => part, "result" => result).increment(0);
+            }
+        }
+    }
 }
 
 /// What the files of a configuration hold; none for one that cannot be read.

@@ -27,7 +27,9 @@ use crate::clock::Clock;
 use crate::config::Limits;
 use crate::rpc::Budget;
 use crate::telemetry::Throttle;
-use crate::telemetry::metrics::{LIMIT_SHED, LIMIT_SIZE, LIMIT_USED, REFUSED_CONNECTIONS};
+use crate::telemetry::metrics::{
+    CERTIFICATE_EXPIRY, LIMIT_SHED, LIMIT_SIZE, LIMIT_USED, REFUSED_CONNECTIONS,
+};
 
 /// How long accepting pauses after it failed, as it does when files run out.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -153,9 +155,12 @@ impl Connections {
         self.tasks.len()
     }
 
-    /// Tells the metrics how many are open.
+    /// Tells the metrics how many are open, and until when the certificate holds that new ones are shown.
     pub(super) fn count(&self) {
         self.used.set(self.open() as f64);
+        if let Some(ends) = self.tls.as_ref().and_then(|tls| tls.load().ends()) {
+            gauge!(CERTIFICATE_EXPIRY).set(ends as f64);
+        }
     }
 
     /// Tells every connection to end once its calls are answered.
@@ -187,7 +192,8 @@ impl Connections {
         let (http, routes) = (self.http.clone(), self.routes.clone());
         let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
         // The certificate as it is now.
-        let (handshake, tls) = (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load_full()));
+        let (handshake, tls) =
+            (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load().serving.clone()));
         let (clock, failures) = (self.clock.clone(), Arc::clone(&self.failures));
         async move {
             let _place = place;

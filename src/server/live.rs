@@ -1,17 +1,20 @@
 //! What may change under a running server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio_rustls::rustls::ServerConfig;
 
-use crate::access::{Gate, Serving, Unusable};
+use crate::access::{Gate, Shown, Unusable};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
 
+/// How often it is looked at whether the certificate ends soon.
+const LOOK_EVERY: Duration = Duration::from_secs(3_600);
+
 /// What new connections are served by.
-pub(super) type LiveTls = Arc<ArcSwap<ServerConfig>>;
+pub(super) type LiveTls = Arc<ArcSwap<Shown>>;
 
 /// What may change under a running server.
 #[derive(Clone)]
@@ -27,7 +30,7 @@ impl Live {
     /// If a file that it names cannot be used.
     pub fn of(config: &Config) -> Result<Self, Unusable> {
         let tls = match config.tls.files() {
-            Some(files) => Some(Arc::new(ArcSwap::new(files.load(wall_time())?.0))),
+            Some(files) => Some(Arc::new(ArcSwap::from_pointee(files.load(wall_time())?.0))),
             None => None,
         };
         Ok(Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, config.gate()?))), tls })
@@ -48,9 +51,19 @@ impl Live {
     }
 
     /// Shows new connections another certificate from now on. A server that speaks no TLS goes on so.
-    pub fn set_tls(&self, serving: Serving) {
+    pub fn set_tls(&self, shown: Shown) {
         if let Some(tls) = &self.tls {
-            tls.store(serving);
+            tls.store(Arc::new(shown));
+        }
+    }
+
+    /// Warns every hour of a certificate that ends soon, or has; never ends.
+    pub(super) async fn remind(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if let Some(doubt) = self.tls.as_ref().and_then(|tls| tls.load().doubt(wall_time())) {
+                tracing::warn!("{doubt}");
+            }
         }
     }
 }

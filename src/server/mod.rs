@@ -117,6 +117,7 @@ async fn run_by(
     shutdown: impl Future<Output = ()>,
 ) {
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
+    let reminding = live.clone();
     let (limits, draining) = (rpc::Limits::new(&config.rpc), CancellationToken::new());
     let routes = rpc::routes(coordinator.clone(), live.rules, limits.clone(), draining.clone())
         .add_service(reporter.service())
@@ -140,6 +141,7 @@ async fn run_by(
         biased;
         () = serving => {}
         () = count(&limits, &connections, &coordinator) => {}
+        () = reminding.remind() => {}
     }
 }
 

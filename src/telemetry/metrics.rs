@@ -111,6 +111,13 @@ declare! {
     /// whom (CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED). Who is known, and may not, makes a call
     /// that ends with ACCESS_DENIED
     REFUSED_REQUESTS = "onced_refused_requests_total", Counter ["error_type"];
+    /// When the certificate ends that new connections are shown, in seconds since the epoch. Only where TLS is spoken
+    CERTIFICATE_EXPIRY = "onced_tls_certificate_expiry_seconds", Gauge [];
+    /// How often what stands in files was read again, by part: settings, access (tokens, keys and rules) or certificate; and
+    /// by result: taken or refused. Only where there are files
+    RELOADS = "onced_config_reloads_total", Counter ["part", "result"];
+    /// Whether what the files of a part hold was refused, and the server goes on by what they held before: 1 or 0
+    RELOAD_REFUSED = "onced_config_reload_refused", Gauge ["part"];
     /// Whether this server is ready: 1 or 0
     READY = "onced_ready", Gauge [];
     /// Probes of the store that it did not answer; ten seconds of them make a server unready

@@ -1,6 +1,10 @@
 //! Who is turned away is counted, by why.
 
-use onced::telemetry::metrics::{REFUSED_CONNECTIONS, REFUSED_REQUESTS};
+use std::time::Duration;
+
+use onced::telemetry::metrics::{
+    CERTIFICATE_EXPIRY, REFUSED_CONNECTIONS, REFUSED_REQUESTS, RELOAD_REFUSED, RELOADS,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::metadata::MetadataValue;
@@ -65,4 +69,38 @@ async fn who_is_turned_away_is_counted_by_why_and_no_token_is_logged() {
     }
     let log = std::fs::read_to_string(path("log")).unwrap();
     assert!(log.contains("it is not known who calls") && !log.contains("nobodys-secret"), "{log}");
+}
+
+#[tokio::test]
+async fn the_end_of_the_certificate_that_is_shown_is_told_and_what_became_of_each_that_was_read() {
+    const ENDS: [u64; 2] = [4_000_000_000, 4_100_000_000];
+    let certificates = Certificates::new();
+    let sign = |end| certificates.sign_until("server", "localhost", Duration::from_secs(end));
+    sign(ENDS[0]);
+    let mut command = onced();
+    command.env("ONCED_TLS_CERT", certificates.path("server.crt"));
+    command.env("ONCED_TLS_KEY", certificates.path("server.key"));
+    let server = ServerProcess::start_as(command, "memory:");
+    let certificate = ["part=\"certificate\""];
+    let read = |now: &Exposition, result: &str| {
+        now.value(RELOADS, &[certificate[0], &format!("result=\"{result}\"")])
+    };
+    let now = until(server.admin(), |now| {
+        now.metrics.contains_key(CERTIFICATE_EXPIRY) && now.metrics.contains_key(RELOADS)
+    });
+    let now = now.await;
+    assert_eq!(now.value(CERTIFICATE_EXPIRY, &[]), ENDS[0] as f64);
+    assert_eq!((read(&now, "taken"), read(&now, "refused")), (0.0, 0.0));
+
+    let key = std::fs::read(certificates.path("server.key")).unwrap();
+    std::fs::write(certificates.path("server.key"), "nonsense").unwrap();
+    let now = until(server.admin(), |now| read(now, "refused") > 0.0).await;
+    assert_eq!((now.value(RELOAD_REFUSED, &certificate), now.value(RELOAD_REFUSED, &[])), (1.0, 1.0));
+    assert_eq!(now.value(CERTIFICATE_EXPIRY, &[]), ENDS[0] as f64);
+
+    std::fs::write(certificates.path("server.key"), key).unwrap();
+    let now = until(server.admin(), |now| read(now, "taken") > 0.0).await;
+    assert_eq!(now.value(RELOAD_REFUSED, &[]), 0.0);
+    sign(ENDS[1]);
+    until(server.admin(), |now| now.value(CERTIFICATE_EXPIRY, &[]) == ENDS[1] as f64).await;
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use onced::clock::wall_time;
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::support::log::Log;
 
 /// That a call failed, at once, with all of `texts` in its error.
 #[track_caller]
@@ -178,4 +180,18 @@ async fn new_certificates_cost_no_call_on_connections_that_are_open() {
     }
     shown.dedup();
     assert_eq!(shown.len(), 20, "each connection gets the newest certificate");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_comes_to_end_soon_is_warned_of_while_the_server_runs() {
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+    let (certificates, log) = (Certificates::new(), Log::start());
+    let now = Duration::from_micros(wall_time().as_micros().try_into().unwrap());
+    certificates.sign_until("server", "localhost", now + 2 * DAY);
+    let _server = start(speaking_tls(&certificates)).await;
+    let warned = || log.lines_with(&["WARN", "the certificate of this server", "expires at"]).len();
+    // The first warning, at the start, is that of the settings.
+    assert_eq!(warned(), 0);
+    tokio::time::sleep(DAY / 24 * 5 / 2).await;
+    assert_eq!(warned(), 2);
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use onced::telemetry::metrics::{
-    BEGINS, CLAIMS_OPEN, EMBEDDED_FREE_BYTES, ETCD_DB_SIZE, LATE_COMPLETES, LIMIT_SHED, LIMIT_SIZE,
-    LIMIT_USED, METRICS, QUOTA_REFUSED, READY, REFUSED_REQUESTS, REPLAYS, ROOMS, SESSIONS, WATCHES,
+    BEGINS, CERTIFICATE_EXPIRY, CLAIMS_OPEN, EMBEDDED_FREE_BYTES, ETCD_DB_SIZE, LATE_COMPLETES, LIMIT_SHED,
+    LIMIT_SIZE, LIMIT_USED, METRICS, QUOTA_REFUSED, READY, REFUSED_REQUESTS, RELOAD_REFUSED, RELOADS,
+    REPLAYS, ROOMS, SESSIONS, WATCHES,
 };
 use onced_client::v1;
 use onced_client::v1::begin_response::Result as Begun;
@@ -17,6 +18,7 @@ use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
 use super::*;
+use crate::support::certificates::Certificates;
 use crate::support::etcd::EtcdProcess;
 use crate::support::exposition::{Exposition, until};
 use crate::support::onced::{ServerProcess, onced};
@@ -97,14 +99,20 @@ impl Api {
     }
 }
 
-/// Every metric is brought about on one of two stores, and held against the table of the code: what is shown is in
+/// Every metric is brought about on one of two stores, or by TLS, and held against the table of the code: what is shown is in
 /// the table, and what is in the table is shown.
 #[tokio::test]
 async fn what_is_shown_is_what_the_table_says() {
     let (process, directory) = (EtcdProcess::start(), tempfile::tempdir().unwrap());
     let etcd = format!("etcd://{}/metrics", process.endpoint());
     let embedded = format!("file:{}", directory.path().display());
-    let mut shown = Vec::new();
+    let (certificates, mut by_tls) = (Certificates::for_a_server(), onced());
+    by_tls.env("ONCED_TLS_CERT", certificates.path("server.crt"));
+    by_tls.env("ONCED_TLS_KEY", certificates.path("server.key"));
+    let by_tls = ServerProcess::start_as(by_tls, "memory:");
+    let of_files = [CERTIFICATE_EXPIRY, RELOADS, RELOAD_REFUSED];
+    let seen = |now: &Exposition| of_files.iter().all(|name| now.metrics.contains_key(*name));
+    let mut shown = vec![until(by_tls.admin(), seen).await];
     for (store, looked_at) in [(&etcd, ETCD_DB_SIZE), (&embedded, EMBEDDED_FREE_BYTES)] {
         let server = ServerProcess::start(store);
         let api = Api::of(server.address()).await;
