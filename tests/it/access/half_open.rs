@@ -6,9 +6,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::support::certificates::HALF_A_HELLO;
 
-/// What a handshake starts with: the head of a record that never comes whole.
-const HALF_A_HELLO: [u8; 9] = [0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
 /// How many connections the server has places for.
 const PLACES: usize = 32;
 

@@ -48,6 +48,8 @@ pub struct World {
     /// How many tries failed since that was last asked for, and in all: not those whose answer a caller dropped.
     failed: AtomicUsize,
     failed_in_all: AtomicUsize,
+    /// How many were told that the store is full.
+    told_full: AtomicUsize,
     stop: CancellationToken,
 }
 
@@ -116,6 +118,7 @@ impl World {
             named: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
             failed_in_all: AtomicUsize::new(0),
+            told_full: AtomicUsize::new(0),
             stop: CancellationToken::new(),
         };
         world.keys.lock().unwrap().extend((0..KEYS).map(|_| world.new_key()));
@@ -141,7 +144,16 @@ impl World {
         self.failed_in_all.load(Ordering::Relaxed)
     }
 
-    fn count_failed(&self) {
+    /// How many tries were told that the store is full.
+    pub fn told_full(&self) -> usize {
+        self.told_full.load(Ordering::Relaxed)
+    }
+
+    fn count_failed(&self, status: &Status) {
+        // Of a connection that broke there is no more to know.
+        if !status.details.is_empty() && recorded::info(status).reason == "STORE_FULL" {
+            self.told_full.fetch_add(1, Ordering::Relaxed);
+        }
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.failed_in_all.fetch_add(1, Ordering::Relaxed);
     }
@@ -151,11 +163,17 @@ impl World {
         self.now().since(self.begun)
     }
 
-    /// Holds all promises against what callers saw. Nothing fails any more since `healed`.
-    pub fn check(&self, healed: Moment) -> Totals {
+    /// Holds all promises against what callers saw. Nothing fails any more since `healed`; until then locks may have
+    /// been ended from outside.
+    pub fn check(&self, healed: Moment, locks_end_early: bool) -> Totals {
         let healed = Some(healed.since(self.begun));
-        let bounds =
-            Bounds { late_max: LATE_MAX, healed, usable_after: 2 * HANGS, ..Bounds::until(self.time()) };
+        let bounds = Bounds {
+            late_max: LATE_MAX,
+            healed,
+            usable_after: 2 * HANGS,
+            locks_end_early,
+            ..Bounds::until(self.time())
+        };
         self.history.check(&bounds).unwrap_or_else(|wrong| panic!("{wrong}"))
     }
 
@@ -339,7 +357,9 @@ impl Participant {
                     }
                     Ok(_) => history.failed(&id, Fate::Unknown(self.world.time())),
                     Err(fate) => {
-                        self.world.count_failed();
+                        if let Err(status) = &answer {
+                            self.world.count_failed(status);
+                        }
                         history.failed(&id, fate(self.world.time()));
                     }
                 }

@@ -3,6 +3,7 @@
 
 mod callers;
 mod closed_loop;
+mod leases;
 mod members;
 mod partitions;
 mod readiness;

@@ -17,6 +17,9 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+/// What a handshake starts with: the head of a record that never comes whole.
+pub const HALF_A_HELLO: [u8; 9] = [0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
+
 /// A CA of the test's own, and what it signed: `NAME.crt` and `NAME.key` in a directory.
 pub struct Certificates {
     directory: TempDir,

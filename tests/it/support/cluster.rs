@@ -1,10 +1,11 @@
 //! A real etcd of three members, to be killed and frozen one by one, and parted from each other.
 
 use std::array;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, GetOptions};
 use onced::store::etcd::EtcdConfig;
 
 use super::etcd::{EtcdProcess, Member, Ports, fresh_prefix, start_ready};
@@ -131,6 +132,20 @@ impl EtcdCluster {
     }
 
     /// Has etcd forget its history, and its members give the room back that this makes: each stands still meanwhile.
+    /// Revokes the leases of all keys that there are below a prefix: how many.
+    pub async fn revoke_leases(&self, prefix: &str) -> usize {
+        let client = Client::connect(self.endpoints(), None).await.expect("a member");
+        let found =
+            client.kv_client().get(prefix, Some(GetOptions::new().with_prefix())).await.expect("an answer");
+        let leases: BTreeSet<i64> =
+            found.kvs().iter().map(|kv| kv.lease()).filter(|lease| *lease != 0).collect();
+        for &lease in &leases {
+            // It may have ended by itself.
+            let _ = client.lease_client().revoke(lease).await;
+        }
+        leases.len()
+    }
+
     pub async fn compact_and_defragment(&self) {
         for member in &self.members {
             let client = Client::connect([member.endpoint()], None).await.expect("a member");
