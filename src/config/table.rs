@@ -157,6 +157,9 @@ settings! {
         keepalive_interval: Duration = s(30), Time(s(1)..=s(3_600)), Restart;
         /// How long the client may take to answer that
         keepalive_timeout: Duration = s(20), Time(s(1)..=s(300)), Restart;
+        /// How old a connection may become, give or take a tenth: then its client is told to open another one (GOAWAY), and
+        /// what is open on it is still answered. So clients find servers that were added, and show certificates anew
+        max_connection_age: Option<Duration> = Some(s(30 * 60)), OrOff(Time(s(1)..=s(7 * 24 * 3_600))), Restart;
         /// The largest header list of a request
         header_list_bytes: u32 = 16 << 10, Bytes(KIB..=MIB), Restart;
     }

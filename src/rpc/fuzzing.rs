@@ -9,7 +9,6 @@ use http_body_util::{BodyExt as _, Full};
 use onced_client::v1;
 use prost::Message;
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -188,7 +187,7 @@ static SERVER: LazyLock<Mutex<(Runtime, Routes)>> = LazyLock::new(|| {
     let coordinator =
         Coordinator::new(Arc::new(Forgetful), Clock::system(), coordinator::Settings::default());
     let limits = Limits::new(&Settings::default());
-    let routes = routes(coordinator, Live::default(), limits, CancellationToken::new());
+    let routes = routes(coordinator, Live::default(), limits);
     drop(_within);
     Mutex::new((runtime, routes.prepare()))
 });

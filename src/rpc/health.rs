@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::Closing;
 use crate::clock::{Clock, Moment};
 use crate::generated::health_v1::health_check_response::ServingStatus;
 use crate::generated::health_v1::health_server::{Health, HealthServer};
@@ -272,6 +274,7 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let watched = Watched {
+            closing: Closing::of(request.extensions()),
             service: request.into_inner().service,
             readiness: self.0.clone(),
             told: None,
@@ -283,6 +286,8 @@ impl Health for HealthService {
 
 /// One health watch.
 struct Watched {
+    /// That of its connection.
+    closing: CancellationToken,
     service: String,
     readiness: watch::Receiver<Readiness>,
     told: Option<ServingStatus>,
@@ -290,8 +295,8 @@ struct Watched {
 }
 
 impl Watched {
-    /// The status now, then each change of it. Ends when the server drains, for an open stream would hold its
-    /// connection for ever.
+    /// The status now, then each change of it. Ends when the server drains, or its connection is to end, which an open stream
+    /// would hold for ever.
     async fn next(mut self) -> Option<(Result<HealthCheckResponse, Status>, Self)> {
         while !self.ended {
             let readiness = self.readiness.borrow_and_update().clone();
@@ -300,8 +305,12 @@ impl Watched {
             if self.told.replace(status) != Some(status) {
                 return Some((Ok(answer(status)), self));
             }
-            if !self.ended && self.readiness.changed().await.is_err() {
-                self.ended = true;
+            if !self.ended {
+                self.ended = tokio::select! {
+                    biased;
+                    changed = self.readiness.changed() => changed.is_err(),
+                    () = self.closing.cancelled() => true,
+                };
             }
         }
         None

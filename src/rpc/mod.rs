@@ -73,9 +73,19 @@ impl Rules {
 /// The rules that hold now.
 pub type Live = Arc<ArcSwap<Rules>>;
 
-/// Both services of the API, and reflection. Once `drain` is cancelled, watches and reflection streams end,
-/// and sessions close after their open calls. `limits` are of the same settings.
-pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits, drain: CancellationToken) -> Routes {
+/// Cancelled once a connection is to end: then its watches and reflection streams end, and its sessions after their open
+/// calls. Each request carries that of its connection; without one it is never told.
+#[derive(Clone, Debug, Default)]
+pub struct Closing(pub CancellationToken);
+
+impl Closing {
+    fn of(extensions: &http::Extensions) -> CancellationToken {
+        extensions.get::<Self>().cloned().unwrap_or_default().0
+    }
+}
+
+/// Both services of the API, and reflection. `limits` are of the same settings.
+pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits) -> Routes {
     // The coordinator's: a call's arrival is a moment on its clock.
     let clock = coordinator.clock().clone();
     let quotas = Quotas::new(&rules, &clock);
@@ -91,10 +101,9 @@ pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits, drain: Canc
         rules: Arc::clone(&rules),
         limits,
         quotas,
-        drain: drain.clone(),
         store_failures,
     };
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))
         .add_service(AdminServiceServer::new(service).max_decoding_message_size(max));
-    reflection::add(routes, &drain).into_axum_router().layer(EdgeLayer { clock, max_arrival, rules }).into()
+    reflection::add(routes).into_axum_router().layer(EdgeLayer { clock, max_arrival, rules }).into()
 }

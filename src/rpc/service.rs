@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use onced_client::v1;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service as _;
 
-use super::Live;
 use super::call::{self, Call, Context, Places};
 use super::failure::Failure;
 use super::layers::access;
@@ -19,6 +17,7 @@ use super::layers::{Limits, Stack};
 use super::quota::Quotas;
 use super::session::{self, Session};
 use super::watch::{self, Watch};
+use super::{Closing, Live};
 use crate::access::Action;
 use crate::clock::Clock;
 use crate::coordinator::Coordinator;
@@ -39,7 +38,6 @@ pub struct Service {
     pub rules: Live,
     pub limits: Limits,
     pub quotas: Quotas,
-    pub drain: CancellationToken,
     pub store_failures: StoreFailures,
 }
 
@@ -111,6 +109,7 @@ impl IdempotencyService for Service {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let Arrival { deadline, caller, expires, budget, trace, .. } = arrival(&request)?;
+        let closing = Closing::of(request.extensions());
         let namespace = &request.get_ref().namespace;
         access::check(&self.rules, caller.as_ref(), namespace, Action::Lookup)
             .map_err(|failure| failure.to_status())?;
@@ -122,7 +121,7 @@ impl IdempotencyService for Service {
             rules: Arc::clone(&self.rules),
             caller,
             expires,
-            drain: self.drain.clone(),
+            closing,
             store_failures: self.store_failures.clone(),
             budget,
             outbound: outbound.clone(),
@@ -147,7 +146,7 @@ impl IdempotencyService for Service {
             trace,
             caller,
             expires,
-            drain: self.drain.clone(),
+            closing: Closing::of(request.extensions()),
             max_calls: self.rules.load().settings.max_session_calls,
             budget,
             inflow,

@@ -51,7 +51,7 @@ pub struct Session {
     pub caller: Option<Caller>,
     /// When that is no longer known: it then closes after its open calls.
     pub expires: Option<Moment>,
-    pub drain: CancellationToken,
+    pub closing: CancellationToken,
     /// How many calls may be open at once.
     pub max_calls: usize,
     /// That of the connection.
@@ -125,7 +125,7 @@ impl Driver {
     async fn run(mut self) {
         let mut calls = FuturesUnordered::<OpenCall>::new();
         let client = self.finished.clone();
-        let drain = self.session.drain.clone();
+        let connection = self.session.closing.clone();
         let clock = self.session.clock.clone();
         let mut deadline = std::pin::pin!(reached(&clock, self.session.deadline));
         let mut expired = std::pin::pin!(reached(&clock, self.session.expires));
@@ -139,7 +139,7 @@ impl Driver {
                     self.open.remove(&id);
                     self.answer(id, result.unwrap_or(Err(Failure::Cancelled)), turn);
                 }
-                () = drain.cancelled(), if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
+                () = connection.cancelled(), if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
                 () = &mut deadline, if closing.is_none() => closing = Some(Some(Failure::DeadlineExceeded)),
                 () = &mut expired, if closing.is_none() => {
                     closing = Some(Some(Failure::Unproven(Unproven::Expired)));

@@ -126,7 +126,8 @@ impl Failure {
             Failure::Coordinator(Error::Refused { refusal, .. }) => refused(*refusal).to_owned(),
             Failure::Coordinator(Error::Store(error)) => stored(error).to_owned(),
             Failure::Coordinator(Error::Draining) => {
-                "this server is shutting down; repeat the call with the same arguments on another one"
+                "this server, or this connection to it, is shutting down; repeat the call with the same arguments on \
+                 another one"
                     .to_owned()
             }
             Failure::Overloaded(limit) => {

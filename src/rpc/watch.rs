@@ -41,7 +41,7 @@ pub struct Watch {
     pub caller: Option<Caller>,
     /// When that is no longer known.
     pub expires: Option<Moment>,
-    pub drain: CancellationToken,
+    pub closing: CancellationToken,
     pub store_failures: StoreFailures,
     pub budget: Budget,
     pub outbound: Outbound,
@@ -90,7 +90,7 @@ impl Watch {
         let view = tokio::select! {
             biased;
             view = views.next() => view?,
-            () = self.drain.cancelled() => return Some(Err(Failure::DRAINING)),
+            () = self.closing.cancelled() => return Some(Err(Failure::DRAINING)),
             () = reached(&self.clock, self.expires) => return Some(Err(Failure::Unproven(Unproven::Expired))),
             () = reached(&self.clock, self.deadline) => return Some(Err(Failure::DeadlineExceeded)),
         };

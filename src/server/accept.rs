@@ -25,7 +25,7 @@ use super::live::LiveTls;
 use super::open::open;
 use crate::clock::Clock;
 use crate::config::Limits;
-use crate::rpc::Budget;
+use crate::rpc::{Budget, Closing};
 use crate::telemetry::Throttle;
 use crate::telemetry::metrics::{
     CERTIFICATE_EXPIRY, LIMIT_SHED, LIMIT_SIZE, LIMIT_USED, REFUSED_CONNECTIONS,
@@ -88,7 +88,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Connections to `routes`, none yet; they end once idle after `draining` was cancelled.
+    /// Connections to `routes`, none yet; they end once their calls are answered after `draining` was cancelled.
     pub(super) fn new(
         routes: Routes,
         tls: Option<LiveTls>,
@@ -190,7 +190,9 @@ impl Connections {
         let budget =
             Budget::new(bytes_per_connection, active_calls_per_connection, streams_per_connection as usize);
         let (http, routes) = (self.http.clone(), self.routes.clone());
-        let (draining, dropped) = (self.draining.clone(), self.dropped.clone());
+        // Also when the server drains.
+        let (closing, dropped) = (self.draining.child_token(), self.dropped.clone());
+        let max_age = self.limits.max_connection_age.map(jittered);
         // The certificate as it is now.
         let (handshake, tls) =
             (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load().serving.clone()));
@@ -201,7 +203,7 @@ impl Connections {
                 biased;
                 opened = tokio::time::timeout(handshake, open(stream, tls)) => opened,
                 // It has sent nothing that could be answered.
-                () = draining.cancelled() => return,
+                () = closing.cancelled() => return,
             };
             let (io, caller) = match opened {
                 Ok(Ok(opened)) => opened,
@@ -211,8 +213,10 @@ impl Connections {
                     return tracing::debug!(%peer, "a silent connection was let go");
                 }
             };
+            let of_requests = Closing(closing.clone());
             let routes = MapRequest::new(routes, move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(budget.clone());
+                request.extensions_mut().insert(of_requests.clone());
                 if let Some(caller) = &caller {
                     request.extensions_mut().insert(caller.clone());
                 }
@@ -224,7 +228,9 @@ impl Connections {
             let ended = tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
-                () = draining.cancelled() => {
+                () = due(&closing, max_age) => {
+                    // Before clients are told: no stream is to keep it open.
+                    closing.cancel();
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
                         biased;
@@ -238,6 +244,19 @@ impl Connections {
             }
         }
     }
+}
+
+/// Waits until a connection is to end: the server drains, or it is old enough.
+async fn due(closing: &CancellationToken, max_age: Option<Duration>) {
+    match max_age {
+        Some(max_age) => drop(tokio::time::timeout(max_age, closing.cancelled()).await),
+        None => closing.cancelled().await,
+    }
+}
+
+/// A tenth more or less, or connections that were opened together would end together for ever.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + fastrand::f64() / 5.0)
 }
 
 /// Counts connections that were refused.

@@ -119,7 +119,7 @@ async fn run_by(
     let coordinator = Coordinator::new(store, clock.clone(), config.coordinator.clone());
     let reminding = live.clone();
     let (limits, draining) = (rpc::Limits::new(&config.rpc), CancellationToken::new());
-    let routes = rpc::routes(coordinator.clone(), live.rules, limits.clone(), draining.clone())
+    let routes = rpc::routes(coordinator.clone(), live.rules, limits.clone())
         .add_service(reporter.service())
         .prepare();
     let connections =
