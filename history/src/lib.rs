@@ -169,6 +169,11 @@ impl History {
         self.keys().clone()
     }
 
+    /// Until when an outcome of `key` under this token is kept, at least; `None` if nobody is seen to have stored it.
+    pub fn kept_until(&self, key: &str, token: u64) -> Option<Time> {
+        promises::kept_until(self.keys().get(key)?, token)
+    }
+
     /// Holds every promise against it.
     ///
     /// # Errors

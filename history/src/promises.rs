@@ -208,7 +208,7 @@ fn held_until(operations: &[Operation], token: u64) -> Time {
 }
 
 /// Until when an outcome under this token is kept, at least; `None` if nobody is seen to have stored it.
-fn kept_until(operations: &[Operation], token: u64) -> Option<Time> {
+pub(crate) fn kept_until(operations: &[Operation], token: u64) -> Option<Time> {
     let stored = operations.iter().filter_map(|it| match &it.call {
         Call::Complete { token: its, retention, .. } if *its == token => Some((*its, retention, it)),
         // It goes under a token that nobody was told.

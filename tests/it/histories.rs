@@ -18,8 +18,8 @@ use onced_client::v1::{self, begin_response, resolve_request};
 use onced_history::{self as history, Bounds, Fate, History, Resolution, Time, Totals};
 use tonic_types::Status;
 
-use crate::support::caller::{Caller, Session, Unary, rpc_status};
-use crate::support::faulty::{Fault, FaultyStore, Gate};
+use crate::support::caller::{Caller, Session, Unary, rpc_status, timed};
+use crate::support::faulty::{COUNTED, Counts, Fault, FaultyStore, Gate};
 use crate::support::recorded;
 use crate::support::rounds::rounds;
 use crate::support::server::{Connection, TestServer};
@@ -35,6 +35,12 @@ const DEEDS_PER_KEY: usize = 50;
 const DEEDS: usize = 150;
 /// How often a caller tries a call before it becomes somebody else.
 const TRIES: usize = 3;
+/// How long calls have, in milliseconds.
+const DEADLINES: std::ops::Range<u64> = 200..600;
+/// How much longer than it has some want to wait.
+const TOO_LONG: Duration = Duration::from_secs(60);
+/// How long after its deadline a call has to be over: a machine may be busy, and what hangs takes longer.
+const LATE_MAX: Duration = Duration::from_secs(5);
 /// How often a reader asks again who is not answered at the end.
 const READ_TRIES: usize = 100;
 /// How much faster the clock of the store and of the history runs: locks lapse in hundredths of a second.
@@ -84,13 +90,17 @@ impl World {
         key: &str,
         call: history::Call,
         told: impl Fn(&Result<T, Status>) -> Result<history::Answer, fn(Time) -> Fate>,
-        try_once: impl AsyncFn(usize) -> Result<T, Status>,
+        try_once: impl AsyncFn(usize, Duration) -> Result<T, Status>,
     ) -> Option<Result<T, Status>> {
         let id = self.history.call(caller, key, call);
         for tried in 0..TRIES {
-            self.history.sent(&id, self.now(), None);
-            let patience = if fastrand::u8(0..20) == 0 { fastrand::u64(0..3) } else { 10_000 };
-            let answer = tokio::time::timeout(Duration::from_millis(patience), try_once(tried)).await;
+            let deadline = Duration::from_millis(fastrand::u64(DEADLINES));
+            self.history.sent(&id, self.now(), Some(deadline * SPEED));
+            let patience = match fastrand::u8(0..20) {
+                0 => Duration::from_millis(fastrand::u64(0..3)),
+                _ => deadline + 2 * LATE_MAX,
+            };
+            let answer = tokio::time::timeout(patience, try_once(tried, deadline)).await;
             let is_lost = fastrand::u8(0..20) == 0;
             let now = self.now();
             match answer.map(|answer| (told(&answer), answer)) {
@@ -122,7 +132,11 @@ impl Participant {
         match (fastrand::u8(0..100), self.held.take()) {
             (0..10, held) => {
                 self.held = held;
-                let wait = fastrand::bool().then(|| Duration::from_millis(fastrand::u64(1..50)));
+                let wait = match fastrand::u8(0..8) {
+                    0..4 => None,
+                    4..7 => Some(Duration::from_millis(fastrand::u64(1..50))),
+                    _ => Some(TOO_LONG),
+                };
                 self.call(&any_key, lookup(&any_key, wait)).await;
             }
             (10..14, held) => {
@@ -203,8 +217,8 @@ impl Participant {
                 fencing_token: token,
                 force,
             };
-            let try_once = async |_: usize| {
-                let answer = self.operator.clone().delete(request.clone()).await;
+            let try_once = async |_: usize, deadline| {
+                let answer = self.operator.clone().delete(timed(request.clone(), Some(deadline))).await;
                 answer.map(drop).map_err(|status| rpc_status(&status))
             };
             let call = history::Call::Delete { token, force };
@@ -226,8 +240,8 @@ impl Participant {
                 retention: None,
             };
             let call = history::Call::Resolve { token, resolution: recorded };
-            let try_once = async |_: usize| {
-                let answer = self.operator.clone().resolve(request.clone()).await;
+            let try_once = async |_: usize, deadline| {
+                let answer = self.operator.clone().resolve(timed(request.clone(), Some(deadline))).await;
                 answer.map(drop).map_err(|status| rpc_status(&status))
             };
             self.world.settle(&self.name, key, call, told, try_once).await;
@@ -241,7 +255,9 @@ impl Participant {
     /// The answer, which may be a refusal.
     async fn ask(&self, key: &str, call: Call) -> Option<Result<Answer, Status>> {
         let first = fastrand::usize(0..2);
-        let try_once = async |tried: usize| self.servers[(first + tried) % 2].call(call.clone(), None).await;
+        let try_once = async |tried: usize, deadline| {
+            self.servers[(first + tried) % 2].call(call.clone(), Some(deadline)).await
+        };
         self.world.settle(&self.name, key, recorded::call(&call), recorded::told, try_once).await
     }
 }
@@ -305,7 +321,7 @@ fn release(key: &str, fencing_token: u64) -> Call {
 }
 
 /// A server on `store` that loses some of its answers; some of its writes land when it has given them up.
-async fn losing(store: &Arc<dyn RecordStore>) -> TestServer {
+async fn losing(store: &Arc<dyn RecordStore>) -> (TestServer, Arc<FaultyStore>) {
     let faulty = FaultyStore::new(Arc::clone(store));
     let fault = |_| match fastrand::u8(0..100) {
         0..6 => Fault::LoseAnswer,
@@ -315,7 +331,10 @@ async fn losing(store: &Arc<dyn RecordStore>) -> TestServer {
             let late = gate.clone();
             tokio::spawn(async move {
                 late.reached().await;
-                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..30))).await;
+                // Most that are not at once come too late: the server has decided anew, and written.
+                if fastrand::bool() {
+                    tokio::time::sleep(Duration::from_millis(fastrand::u64(0..30))).await;
+                }
                 late.open();
             });
             Fault::LandLate(gate)
@@ -327,26 +346,29 @@ async fn losing(store: &Arc<dyn RecordStore>) -> TestServer {
         0..4 => Fault::FailBefore,
         _ => Fault::None,
     }));
-    TestServer::start(faulty).await
+    (TestServer::start(Arc::<FaultyStore>::clone(&faulty)).await, faulty)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_callers_of_every_kind_see_is_what_the_specification_allows() {
-    let mut totals = Totals::default();
+    let (mut totals, mut faults) = (Totals::default(), Counts::new());
     for _ in 0..rounds(ROUNDS) {
-        totals += round().await;
+        totals += round(&mut faults).await;
     }
-    println!("{totals:?}");
+    println!("{totals:?}, {faults:?}");
+    assert!(COUNTED.iter().all(|name| faults.contains_key(name)), "{faults:?}");
     totals.shows_enough().unwrap_or_else(|missing| panic!("{missing}"));
     assert!(totals.waited > 0 && totals.updates > 0, "{totals:?}");
+    let shortest = Duration::from_millis(DEADLINES.start) * SPEED;
+    assert!(totals.longest >= shortest, "nobody waited for as long as a deadline: {totals:?}");
 }
 
-async fn round() -> Totals {
+async fn round(faults: &mut Counts) -> Totals {
     let real = Clock::system();
     let start = real.now();
     let clock = Clock::from_fn(move || Moment::from_start(real.now().since(start) * SPEED));
     let store: Arc<dyn RecordStore> = Arc::new(EmbeddedStore::in_memory(clock.clone()).unwrap());
-    let (one, other) = (losing(&store).await, losing(&store).await);
+    let ((one, its_store), (other, others_store)) = (losing(&store).await, losing(&store).await);
     let world = Arc::new(World {
         history: History::default(),
         clock,
@@ -371,6 +393,9 @@ async fn round() -> Totals {
             assert!(tries.next().is_some(), "the store answers no more");
         }
     }
-    let bounds = Bounds::until(world.now());
+    for (name, count) in its_store.met().into_iter().chain(others_store.met()) {
+        *faults.entry(name).or_default() += count;
+    }
+    let bounds = Bounds { late_max: LATE_MAX * SPEED, ..Bounds::until(world.now()) };
     world.history.check(&bounds).unwrap_or_else(|wrong| panic!("{wrong}"))
 }

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use onced_history::{Answer, Claim, Fate, History, Name, OperationId, Time};
 
 use crate::net::{Ask, Failed, Line, Way};
 use crate::scene::HEALED;
+use crate::weather::Weather;
 
 /// The lock TTLs that callers ask for, mostly the first. Each costs every server a lease several times a second.
 const TTLS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(5)];
@@ -20,6 +22,8 @@ const TTLS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(5)];
 pub const RETENTION: Duration = Duration::from_secs(60);
 /// How long after its retention a record is gone: it hangs on a lease that it shares.
 pub const EXPIRES_WITHIN: Duration = Duration::from_secs(240);
+/// How long before the end of its retention an outcome is asked for once more.
+const SHORTLY: Duration = Duration::from_secs(2);
 /// How much longer than its deadline a call is waited for.
 pub const GRACE: Duration = Duration::from_secs(1);
 /// How long after that nobody waits for an answer any more: what comes then is too late for sure.
@@ -34,10 +38,12 @@ pub struct World {
     pub keys: Vec<Name>,
     /// Whether some callers ask for a longer lock than others.
     pub ttls_mixed: bool,
+    /// Whether only the store is ill, so that answers are due even so.
+    pub always_due: bool,
     /// Whether all faults are over.
     pub well: Cell<bool>,
-    /// How many reads found that a record was no longer kept.
-    pub expired: Cell<u64>,
+    /// Counts what callers met.
+    pub weather: Arc<Weather>,
 }
 
 /// The time of the simulation.
@@ -157,13 +163,27 @@ impl Caller {
         }
     }
 
-    /// Lets a record expire, looks for it, and has the key completed anew.
+    /// Sees a record kept, lets it expire, looks for it, and has the key completed anew.
     pub async fn outlast(&mut self, key: &str) {
-        pass(RETENTION + EXPIRES_WITHIN).await;
+        let expired = now() + RETENTION + EXPIRES_WITHIN;
+        self.see_it_kept(key).await;
+        pass(expired.saturating_sub(now())).await;
         if self.look_up(key, None).await == Some(Answer::NotFound) {
-            self.world.expired.update(|expired| expired + 1);
+            self.world.weather.count("records expired");
         }
         self.see_to_its_end(key, now() + EXPIRES_WITHIN).await;
+    }
+
+    /// Asks for an outcome again when the retention that callers saw it stored with has nearly passed.
+    async fn see_it_kept(&mut self, key: &str) {
+        let told = self.look_up(key, None).await;
+        let Some(Answer::Completed { token, .. }) = told else { return };
+        let Some(until) = self.world.history.kept_until(key, token) else { return };
+        pass(until.saturating_sub(now() + SHORTLY)).await;
+        self.look_around(key).await;
+        if self.look_up(key, None).await == told && now() <= until {
+            self.world.weather.count("outcomes told late in their retention");
+        }
     }
 
     async fn begin(&mut self, key: &str, on_lapse: v1::OnLapse, fingerprint: Bytes) -> Option<Answer> {
@@ -295,10 +315,15 @@ impl Caller {
         let patience = (!well && self.rng.u8(..10) == 0).then(|| self.millis(10..400));
         let deadline = self.millis(1_000..4_000);
         let history = &self.world.history;
-        history.sent(id, now(), well.then_some(deadline));
+        let due = (well || self.world.always_due).then_some(deadline);
+        let sent = now();
+        history.sent(id, sent, due);
         let line = &mut self.lines[at];
         let patience_at_last = patience.unwrap_or(deadline + GRACE + A_MOMENT);
         let told = tokio::time::timeout(patience_at_last, line.call(ask, deadline)).await;
+        if !well && due.is_some() && now() >= sent + deadline {
+            self.world.weather.count("deadlines passed while only the store was ill");
+        }
         let failed: Failed = match told {
             Ok(Ok(answer)) => {
                 history.answered(id, now(), answer.clone());

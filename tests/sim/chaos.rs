@@ -90,6 +90,11 @@ impl Chaos {
         self.to_come.iter().any(|trouble| trouble.what == What::LocksEndEarly)
     }
 
+    /// Whether servers stay up, and callers and they can hear each other: no late answer has an excuse then.
+    pub fn spares_servers(&self) -> bool {
+        !self.to_come.iter().any(|trouble| trouble.what.hinders_callers())
+    }
+
     /// Begins and ends what is due.
     pub fn act(&mut self, stage: &mut Stage<'_, '_>) {
         let now = stage.sim.elapsed();
@@ -182,6 +187,25 @@ impl What {
             What::Slow => "latency".to_owned(),
             What::LocksEndEarly => return None,
         })
+    }
+
+    /// Whether it is between callers and servers, or at a server; not at the store, or on the way there.
+    fn hinders_callers(&self) -> bool {
+        let is_caller = |host: &String| (0..CALLER_HOSTS).any(|i| *host == callers(i));
+        match self {
+            What::Cut(one, other) | What::CutOneWay(one, other) | What::Held(one, other) => {
+                is_caller(one) || is_caller(other)
+            }
+            What::ServerDown(_) | What::Slow => true,
+            What::MemberDown(_)
+            | What::MemberCutOff(..)
+            | What::StreamsFrozen(_)
+            | What::StreamsBroken(_)
+            | What::NoLeader(_)
+            | What::LocksEndEarly
+            | What::Compaction
+            | What::Full => false,
+        }
     }
 
     fn begin(&self, Stage { sim, etcd, weather }: &mut Stage<'_, '_>, rng: &mut Rng) {

@@ -91,22 +91,22 @@ pub fn play(seed: u64) -> Story {
     for i in 0..SERVERS {
         sim.host(server(i), serve);
     }
+    let chaos = Chaos::plan(rng.fork(), HEALED);
     let world = Rc::new(World {
         history: History::default(),
         keys: (0..KEYS).map(|i| format!("order-{i}").into()).collect(),
         ttls_mixed: rng.u8(..4) == 0,
+        always_due: chaos.spares_servers(),
         well: Cell::new(false),
-        expired: Cell::new(0),
+        weather: weather.clone(),
     });
     enter_callers(&mut sim, &mut rng, &world, outlasts);
-    let chaos = Chaos::plan(rng.fork(), HEALED);
     weather.turn_bad();
     let locks_end_early = chaos.ends_locks_early();
     let ended = run(&mut sim, chaos, &etcd, &weather, &world);
     let elapsed = sim.elapsed();
     drop(sim);
-    let World { history, expired, .. } = Rc::into_inner(world).expect("its callers are gone");
-    (0..expired.get()).for_each(|_| weather.count("records expired"));
+    let World { history, .. } = Rc::into_inner(world).expect("its callers are gone");
     let verdict = ended.and_then(|()| judge(&history, elapsed, locks_end_early));
     let digest = digest(&history, &etcd);
     Story { history, faults: weather.counts(), verdict, digest }

@@ -90,7 +90,8 @@ impl Caller for Unary {
     }
 }
 
-fn timed<T>(message: T, timeout: Option<Duration>) -> Request<T> {
+/// A request with a timeout, or without.
+pub fn timed<T>(message: T, timeout: Option<Duration>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);

@@ -1,7 +1,7 @@
 //! A store in front of another that delays, loses and holds back what passes through it, and counts it. Each
 //! server of a test has its own in front of the one they share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -59,6 +59,18 @@ impl Gate {
     }
 }
 
+/// How often each fault was met, by its name.
+pub type Counts = BTreeMap<&'static str, u64>;
+
+/// All that are counted.
+pub const COUNTED: [&str; 5] = [
+    "loads that failed",
+    "writes that came too late",
+    "writes that failed",
+    "writes that landed late",
+    "writes whose answer was lost",
+];
+
 /// The store of one server, faults included.
 pub struct FaultyStore {
     inner: Arc<dyn RecordStore>,
@@ -67,6 +79,7 @@ pub struct FaultyStore {
     deaf: AtomicBool,
     loads: AtomicU64,
     swaps: AtomicU64,
+    met: Arc<Mutex<Counts>>,
     /// Signalled when a write that landed late has landed (or lost).
     landed: Arc<Semaphore>,
 }
@@ -81,6 +94,7 @@ impl FaultyStore {
             deaf: AtomicBool::new(false),
             loads: AtomicU64::new(0),
             swaps: AtomicU64::new(0),
+            met: Arc::default(),
             landed: Arc::new(Semaphore::new(0)),
         })
     }
@@ -116,6 +130,11 @@ impl FaultyStore {
         self.swaps.load(Ordering::SeqCst)
     }
 
+    /// What befell operations until now. An answer that was lost is one of a write that was done.
+    pub fn met(&self) -> Counts {
+        self.met.lock().expect("not poisoned").clone()
+    }
+
     /// Waits until a write that was to land late has met the store.
     pub async fn landed(&self) {
         self.landed.acquire().await.expect("never closed").forget();
@@ -124,6 +143,10 @@ impl FaultyStore {
     fn next(faults: &Mutex<VecDeque<Fault>>) -> Fault {
         faults.lock().expect("not poisoned").pop_front().unwrap_or(Fault::None)
     }
+}
+
+fn count(met: &Mutex<Counts>, what: &'static str) {
+    *met.lock().expect("not poisoned").entry(what).or_default() += 1;
 }
 
 fn lost() -> StoreError {
@@ -141,7 +164,10 @@ impl RecordStore for FaultyStore {
         match Self::next(&self.load_faults) {
             Fault::None => self.inner.load(key).await,
             Fault::Panic => panic!("planned"),
-            Fault::FailBefore | Fault::LoseAnswer | Fault::LandLate(_) => Err(failed()),
+            Fault::FailBefore | Fault::LoseAnswer | Fault::LandLate(_) => {
+                count(&self.met, "loads that failed");
+                Err(failed())
+            }
             Fault::HoldBefore(gate) => {
                 gate.pass().await;
                 self.inner.load(key).await
@@ -164,9 +190,14 @@ impl RecordStore for FaultyStore {
         match Self::next(&self.swap_faults) {
             Fault::None => self.inner.swap(key, expected, next).await,
             Fault::Panic => panic!("planned"),
-            Fault::FailBefore => Err(failed()),
+            Fault::FailBefore => {
+                count(&self.met, "writes that failed");
+                Err(failed())
+            }
             Fault::LoseAnswer => {
-                self.inner.swap(key, expected, next).await?;
+                if let Swapped::Done(_) = self.inner.swap(key, expected, next).await? {
+                    count(&self.met, "writes whose answer was lost");
+                }
                 Err(lost())
             }
             Fault::HoldBefore(gate) => {
@@ -180,10 +211,14 @@ impl RecordStore for FaultyStore {
             }
             Fault::LandLate(gate) => {
                 let (inner, landed) = (Arc::clone(&self.inner), Arc::clone(&self.landed));
+                let met = Arc::clone(&self.met);
                 let (key, next) = (key.clone(), next.cloned());
                 tokio::spawn(async move {
                     gate.pass().await;
-                    let _ = inner.swap(&key, expected, next.as_ref()).await;
+                    match inner.swap(&key, expected, next.as_ref()).await {
+                        Ok(Swapped::Done(_)) => count(&met, "writes that landed late"),
+                        Ok(Swapped::Conflict(_)) | Err(_) => count(&met, "writes that came too late"),
+                    }
                     landed.add_permits(1);
                 });
                 Err(lost())

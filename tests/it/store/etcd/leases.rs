@@ -8,8 +8,8 @@ use std::time::Duration;
 use etcd_client::{GetOptions, KeyValue, LeaseStatus};
 use futures_util::future::join_all;
 use onced::clock::{Clock, Moment};
-use onced::record::limits::LOCK_TTL_MIN;
-use onced::record::{Lock, OnLapse, Record};
+use onced::record::limits::{LOCK_TTL_MIN, RETENTION_MIN};
+use onced::record::{Lifetime, Lock, OnLapse, Record, RecordKey};
 use onced::store::etcd::{EtcdConfig, EtcdStore};
 use onced::store::{Expected, RecordStore, StoreError, Swapped};
 
@@ -221,6 +221,42 @@ async fn an_outcome_outlives_the_lease_of_its_lock() {
     let raw = raw(&config, &key).await;
     assert_eq!(raw.lock_lease, 0);
     assert_ne!(raw.retention_lease, 0);
+}
+
+/// What etcd granted for what is now at a key, its lock and its retention, and how long these are to be at least.
+async fn granted(config: &EtcdConfig, key: &RecordKey, record: &Record) -> Vec<(Duration, Duration)> {
+    let (raw, etcd) = (raw(config, key).await, client(config).await);
+    let Lifetime::AtLeast(lifetime) = record.lifetime() else { panic!("it is kept for ever: {record:?}") };
+    let mut all = Vec::new();
+    for (lease, least) in [(raw.lock_lease, record.lock_ttl()), (raw.retention_lease, Some(lifetime))] {
+        if let Some(least) = least {
+            let granted = etcd.lease_client().time_to_live(lease, None).await.unwrap().granted_ttl();
+            all.push((Duration::from_secs(granted.try_into().expect("a lease")), least));
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn etcd_is_asked_to_keep_a_record_for_its_lifetime_and_little_longer() {
+    let config = EtcdProcess::shared().config();
+    let store = open(&config).await;
+    let claim = Record { retention: RETENTION_MIN, ..long_claim() };
+    // It must not stay on the lease of its claim, which ends long before.
+    let outcome = Record { retention: RETENTION_MIN * 100, ..completed("holder", "done") };
+    let revision = create(&store, &key("k"), &claim).await;
+    let mut leases = granted(&config, &key("k"), &claim).await;
+    write(&store, &key("k"), Expected::At(revision), Some(&outcome)).await;
+    leases.extend(granted(&config, &key("k"), &outcome).await);
+    assert_eq!(leases.len(), 3, "of a lock, of its record, and of the outcome");
+    for (granted, least) in leases {
+        // An eighth to give it out, an eighth of that by the grid of lengths, a second by rounding.
+        let most = (least + least / 8) * 9 / 8 + Duration::from_secs(1);
+        assert!(
+            (least..=most).contains(&granted),
+            "{granted:?}, to be kept for {least:?} and at most {most:?}"
+        );
+    }
 }
 
 #[tokio::test]
