@@ -1,5 +1,7 @@
 //! One call and its answer, whichever way it came: what unary handlers and sessions both drive.
 
+use std::net::SocketAddr;
+
 use onced_client::v1;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -35,6 +37,16 @@ pub struct Context {
     pub deadline: Option<Moment>,
     /// Where it stands in the trace of its caller, if there is one.
     pub trace: Option<TraceParent>,
+    /// The other end of its connection, if that has an address.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Context {
+    /// How a call ended that was dropped before it was answered: its time was up, or its caller has left.
+    pub fn given_up(&self, now: Moment) -> Failure {
+        let late = self.deadline.is_some_and(|deadline| now >= deadline);
+        if late { Failure::DeadlineExceeded } else { Failure::Cancelled }
+    }
 }
 
 /// The places that a call takes up under the server's limits, free again when dropped.
@@ -73,16 +85,19 @@ macro_rules! calls {
                 #[doc = concat!("A ", stringify!($name), ".")]
                 $name,
             )*
+            /// A Watch, which is no [`Call`].
+            Watch,
         }
 
         impl Rpc {
-            /// All of them.
-            pub const ALL: &[Rpc] = &[$(Rpc::$name),*];
+            /// Those of a [`Call`].
+            pub const CALLS: &[Rpc] = &[$(Rpc::$name),*];
 
             /// Its name, without its service.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Rpc::$name => stringify!($name),)*
+                    Rpc::Watch => "Watch",
                 }
             }
 
@@ -90,6 +105,7 @@ macro_rules! calls {
             pub fn method(self) -> &'static str {
                 match self {
                     $(Rpc::$name => concat!("onced.v1.", $service, "/", stringify!($name)),)*
+                    Rpc::Watch => "onced.v1.IdempotencyService/Watch",
                 }
             }
         }

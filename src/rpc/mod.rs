@@ -40,7 +40,7 @@ use crate::generated::onced_v1::admin_service_server::AdminServiceServer;
 use crate::generated::onced_v1::idempotency_service_server::IdempotencyServiceServer;
 
 use layers::edge::EdgeLayer;
-use layers::trace::StoreFailures;
+use layers::trace::Journal;
 use quota::Quotas;
 use service::Service;
 
@@ -93,17 +93,17 @@ pub fn routes(coordinator: Coordinator, rules: Live, limits: Limits) -> Routes {
         let settings = &rules.load().settings;
         (settings.max_message_bytes, settings.max_arrival)
     };
-    let store_failures = StoreFailures::new(clock.clone());
+    let journal = Journal::new(clock.clone());
     let service = Service {
-        stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &quotas, &store_failures),
+        stack: layers::stack(coordinator.clone(), &clock, &rules, &limits, &quotas, &journal),
         coordinator,
         clock: clock.clone(),
         rules: Arc::clone(&rules),
         limits,
         quotas,
-        store_failures,
+        journal: journal.clone(),
     };
     let routes = Routes::new(IdempotencyServiceServer::new(service.clone()).max_decoding_message_size(max))
         .add_service(AdminServiceServer::new(service).max_decoding_message_size(max));
-    reflection::add(routes).into_axum_router().layer(EdgeLayer { clock, max_arrival, rules }).into()
+    reflection::add(routes).into_axum_router().layer(EdgeLayer { clock, max_arrival, rules, journal }).into()
 }

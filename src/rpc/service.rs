@@ -8,17 +8,18 @@ use onced_client::v1;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service as _;
 
-use super::call::{self, Call, Context, Places};
+use super::call::{self, Call, Context, Places, Rpc};
+use super::convert::request;
 use super::failure::Failure;
 use super::layers::access;
 use super::layers::edge::{Arrival, Outbound};
-use super::layers::trace::StoreFailures;
+use super::layers::trace::Journal;
 use super::layers::{Limits, Stack};
 use super::quota::Quotas;
 use super::session::{self, Session};
-use super::watch::{self, Watch};
+use super::watch::{self, Watch, Watched};
 use super::{Closing, Live};
-use crate::access::Action;
+use crate::access::{Action, Caller};
 use crate::clock::Clock;
 use crate::coordinator::Coordinator;
 use crate::generated::onced_v1::admin_service_server::AdminService;
@@ -38,7 +39,7 @@ pub struct Service {
     pub rules: Live,
     pub limits: Limits,
     pub quotas: Quotas,
-    pub store_failures: StoreFailures,
+    pub journal: Journal,
 }
 
 impl Service {
@@ -47,8 +48,9 @@ impl Service {
         Q: Into<call::Request>,
         A: TryFrom<call::Response, Error = Failure>,
     {
-        let Arrival { at, deadline, caller, budget, inflow, trace, .. } = arrival(&request)?;
-        let context = Context { arrived: at, deadline, trace };
+        let arrival = arrival(&request)?;
+        let context = context(&arrival);
+        let Arrival { caller, budget, inflow, .. } = arrival;
         // What the message takes up is held until it is answered, and what the answer takes up until it has left.
         let mut hold = inflow.take();
         let (request, places) = (request.into_inner().into(), Places::default());
@@ -65,12 +67,29 @@ impl Service {
         }
         Ok(response)
     }
+
+    /// What a watch takes up, if it may be opened.
+    fn watched(&self, caller: Option<&Caller>, request: &v1::WatchRequest) -> Result<Watched, Failure> {
+        access::check(&self.rules, caller, &request.namespace, Action::Lookup)?;
+        let place = self.limits.watch()?;
+        let key = request::watch(request)?;
+        let waiter = self.quotas.watch(&key)?;
+        let views = self.coordinator.watch(&key)?;
+        let present = Present::new(metrics::gauge!(WATCHES));
+        Ok(Watched { key, views, _waiter: waiter, _place: place, _present: present })
+    }
 }
 
 /// What the edge noted of a request.
 fn arrival<Q>(request: &Request<Q>) -> Result<Arrival, Status> {
     let arrival = request.extensions().get::<Arrival>().cloned();
     arrival.ok_or_else(|| Failure::Internal("a request that did not come over the edge").to_status())
+}
+
+/// The circumstances of the call that it is.
+fn context(arrival: &Arrival) -> Context {
+    let Arrival { at, deadline, trace, peer, .. } = *arrival;
+    Context { arrived: at, deadline, trace, peer }
 }
 
 #[async_trait]
@@ -108,28 +127,34 @@ impl IdempotencyService for Service {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let Arrival { deadline, caller, expires, budget, trace, .. } = arrival(&request)?;
+        let arrival = arrival(&request)?;
+        let mut context = context(&arrival);
+        let Arrival { caller, expires, budget, .. } = arrival;
         let closing = Closing::of(request.extensions());
-        let namespace = &request.get_ref().namespace;
-        access::check(&self.rules, caller.as_ref(), namespace, Action::Lookup)
-            .map_err(|failure| failure.to_status())?;
+        let request = request.get_ref();
+        let name = (request.namespace.as_str(), request.key.as_str());
+        let line = self.journal.open(Rpc::Watch, name, &mut context, caller.clone());
+        let watched = match self.watched(caller.as_ref(), request) {
+            Ok(watched) => watched,
+            Err(failure) => {
+                line.end(Some(&failure));
+                return Err(failure.to_status());
+            }
+        };
         let outbound = Outbound::default();
         let watch = Watch {
+            watched,
             clock: self.clock.clone(),
-            deadline,
-            trace,
+            deadline: context.deadline,
             rules: Arc::clone(&self.rules),
             caller,
             expires,
             closing,
-            store_failures: self.store_failures.clone(),
             budget,
             outbound: outbound.clone(),
-            _place: self.limits.watch().map_err(|failure| failure.to_status())?,
-            _present: Present::new(metrics::gauge!(WATCHES)),
+            line,
         };
-        let stream = watch.open(&self.coordinator, &self.quotas, request.get_ref());
-        let mut response = stream.map(Response::new).map_err(|failure| failure.to_status())?;
+        let mut response = Response::new(watch.states());
         response.extensions_mut().insert(outbound);
         Ok(response)
     }
@@ -138,12 +163,13 @@ impl IdempotencyService for Service {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let Arrival { deadline, caller, expires, budget, inflow, trace, .. } = arrival(&request)?;
+        let arrival = arrival(&request)?;
+        let context = context(&arrival);
+        let Arrival { caller, expires, budget, inflow, .. } = arrival;
         let session = Session {
             stack: self.stack.clone(),
             clock: self.clock.clone(),
-            deadline,
-            trace,
+            context,
             caller,
             expires,
             closing: Closing::of(request.extensions()),

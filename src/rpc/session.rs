@@ -32,7 +32,6 @@ use super::layers::limit::shed;
 use crate::access::{Caller, Unproven};
 use crate::clock::{Clock, Moment};
 use crate::telemetry::metrics::{Present, SESSIONS};
-use crate::telemetry::trace::TraceParent;
 
 /// The turns beyond those of open calls: for messages that are answered at once, with an error.
 const SPARE_TURNS: usize = 16;
@@ -43,10 +42,8 @@ const TURN_BYTES: usize = 1 << 10;
 pub struct Session {
     pub stack: Stack,
     pub clock: Clock,
-    /// When the client wants the whole session to end.
-    pub deadline: Option<Moment>,
-    /// Where the session, and so each of its calls, stands in the trace of the client.
-    pub trace: Option<TraceParent>,
+    /// The circumstances of the whole session, and so of each of its calls.
+    pub context: Context,
     /// Who opened it, and so makes its calls.
     pub caller: Option<Caller>,
     /// When that is no longer known: it then closes after its open calls.
@@ -127,7 +124,7 @@ impl Driver {
         let client = self.finished.clone();
         let connection = self.session.closing.clone();
         let clock = self.session.clock.clone();
-        let mut deadline = std::pin::pin!(reached(&clock, self.session.deadline));
+        let mut deadline = std::pin::pin!(reached(&clock, self.session.context.deadline));
         let mut expired = std::pin::pin!(reached(&clock, self.session.expires));
         // Why no more calls are read, once none are.
         let mut closing: Option<Option<Failure>> = None;
@@ -215,8 +212,8 @@ impl Driver {
         let timeout = request::timeout(timeout)?;
         let arrived = self.session.clock.now();
         let deadline = timeout.map(|timeout| arrived + timeout);
-        let earliest = [deadline, self.session.deadline].into_iter().flatten().min();
-        Ok(Context { arrived, deadline: earliest, trace: self.session.trace })
+        let earliest = [deadline, self.session.context.deadline].into_iter().flatten().min();
+        Ok(Context { arrived, deadline: earliest, ..self.session.context })
     }
 
     fn start(&mut self, id: u64, call: Call, turn: Turn) -> OpenCall {

@@ -12,90 +12,77 @@ use tonic::Status;
 
 use super::Live;
 use super::budget::Budget;
-use super::convert::{request, response};
+use super::convert::response;
 use super::failure::Failure;
 use super::layers::access;
 use super::layers::edge::Outbound;
-use super::layers::trace::{StoreFailures, Subject};
-use super::quota::Quotas;
+use super::layers::trace::Line;
+use super::quota::Waiter;
 use super::session::reached;
 use crate::access::{Action, Caller, Unproven};
 use crate::clock::{Clock, Moment};
-use crate::coordinator::{Coordinator, Views};
+use crate::coordinator::Views;
 use crate::record::{RecordKey, View};
 use crate::telemetry::metrics::Present;
-use crate::telemetry::trace::TraceParent;
 
 /// The answers of a watch.
 pub type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
+/// What is watched, and the room that it takes up.
+pub struct Watched {
+    pub key: RecordKey,
+    pub views: Views,
+    /// Its place under the quota of its namespace.
+    pub _waiter: Option<Waiter>,
+    /// Its place under the limit of waiting calls.
+    pub _place: OwnedSemaphorePermit,
+    pub _present: Present,
+}
+
 /// What a watch needs.
 pub struct Watch {
+    pub watched: Watched,
     pub clock: Clock,
     /// When its caller has enough.
     pub deadline: Option<Moment>,
-    /// Where it stands in the trace of its caller.
-    pub trace: Option<TraceParent>,
     pub rules: Live,
     /// Who watches.
     pub caller: Option<Caller>,
     /// When that is no longer known.
     pub expires: Option<Moment>,
     pub closing: CancellationToken,
-    pub store_failures: StoreFailures,
     pub budget: Budget,
     pub outbound: Outbound,
-    /// Its place under the limit of waiting calls.
-    pub _place: OwnedSemaphorePermit,
-    pub _present: Present,
+    /// What is told of it when it ends.
+    pub line: Line,
 }
 
 impl Watch {
-    /// Starts watching.
-    ///
-    /// # Errors
-    /// If the request is wrong, or the server shuts down.
-    pub fn open(
-        self,
-        coordinator: &Coordinator,
-        quotas: &Quotas,
-        request: &v1::WatchRequest,
-    ) -> Result<Stream, Failure> {
-        let key = request::watch(request)?;
-        let waiter = quotas.watch(&key)?;
-        let views = coordinator.watch(&key)?;
-        // The stream is asked for one state at a time, when the client has taken the one before: a slow client
-        // skips states and piles up nothing.
-        let states = stream::unfold(Some((self, views, waiter)), move |open| {
-            let key = key.clone();
-            async move {
-                let (mut watch, mut views, waiter) = open?;
-                match watch.next(&mut views, &key).await? {
-                    Ok(state) => Some((Ok(state), Some((watch, views, waiter)))),
-                    Err(failure) => {
-                        watch.store_failures.log("Watch", &Subject::from(&key), watch.trace, &failure);
-                        Some((Err(failure.to_status()), None))
-                    }
-                }
-            }
-        });
-        Ok(Box::pin(states))
+    /// The states, from now on. The stream is asked for one at a time, when the client has taken the one before: a slow
+    /// client skips states and piles up nothing.
+    pub fn states(self) -> Stream {
+        Box::pin(stream::unfold(Some(self), |open| async move {
+            let mut watch = open?;
+            let failure = match watch.next().await {
+                Some(Ok(state)) => return Some((Ok(state), Some(watch))),
+                Some(Err(failure)) => Some(failure),
+                None => None,
+            };
+            watch.line.end(failure.as_ref());
+            failure.map(|failure| (Err(failure.to_status()), None))
+        }))
     }
 
-    async fn next(
-        &mut self,
-        views: &mut Views,
-        key: &RecordKey,
-    ) -> Option<Result<v1::WatchResponse, Failure>> {
+    async fn next(&mut self) -> Option<Result<v1::WatchResponse, Failure>> {
         let view = tokio::select! {
             biased;
-            view = views.next() => view?,
+            view = self.watched.views.next() => view?,
             () = self.closing.cancelled() => return Some(Err(Failure::DRAINING)),
             () = reached(&self.clock, self.expires) => return Some(Err(Failure::Unproven(Unproven::Expired))),
             () = reached(&self.clock, self.deadline) => return Some(Err(Failure::DeadlineExceeded)),
         };
         // Rules may have changed since it was opened.
-        let namespace = key.namespace.as_str();
+        let namespace = self.watched.key.namespace.as_str();
         if let Err(failure) = access::check(&self.rules, self.caller.as_ref(), namespace, Action::Lookup) {
             return Some(Err(failure));
         }

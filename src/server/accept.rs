@@ -217,6 +217,7 @@ impl Connections {
             let routes = MapRequest::new(routes, move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(budget.clone());
                 request.extensions_mut().insert(of_requests.clone());
+                request.extensions_mut().insert(peer);
                 if let Some(caller) = &caller {
                     request.extensions_mut().insert(caller.clone());
                 }

@@ -70,7 +70,7 @@ macro_rules! declare {
 
 declare! {
     /// How long calls took, from arrival to answer, by method and by what they came to; error_type is the reason of
-    /// an error. The calls of a session are counted each, and watches not at all
+    /// an error. The calls of a session are counted each, and watches not here
     CALL_DURATION = "rpc_server_call_duration_seconds", Times
         ["rpc_system_name", "rpc_method", "rpc_response_status_code", "error_type"];
     /// Begins by what they came to: claimed, taken_over (a claim after a lapse or a release), resumed, replayed,
@@ -103,6 +103,9 @@ declare! {
     SESSIONS = "onced_sessions_open", Gauge [];
     /// Watches that are open
     WATCHES = "onced_watches_open", Gauge [];
+    /// Watches that have ended, by what they came to: error_type is the reason of an error, those included that were
+    /// refused at once; CANCELLED, who watched has left, and without a reason, the record was complete
+    WATCHES_ENDED = "onced_watches_ended_total", Counter ["error_type"];
     /// Connections that were refused, by why: tls (no handshake came of it: certificates that do not fit, as a rule),
     /// protocol (something else was spoken than here), or silence (for longer than the limit). Who only knocks is not
     /// counted

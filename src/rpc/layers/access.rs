@@ -34,7 +34,6 @@ pub fn check(rules: &Live, caller: Option<&Caller>, namespace: &str, action: Act
     // What is none may be anything, and of any length.
     let namespace =
         Namespace::new(namespace).map(|namespace| namespace.as_str().to_owned()).unwrap_or_default();
-    tracing::debug!(caller, namespace, action = action.name(), "a call was denied");
     Err(Failure::Denied(Box::new(Denied { caller, namespace, action })))
 }
 

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,8 @@ use tonic::{Code, Status};
 
 use super::inbound::{Inbound, Inflow};
 use super::panic::{PANICKED, text};
-use crate::access::Caller;
+use super::trace::Journal;
+use crate::access::{Caller, Unproven};
 use crate::clock::{Clock, Moment, wall_time};
 use crate::coordinator::Claimed;
 use crate::rpc::Live;
@@ -59,6 +61,8 @@ pub struct Arrival {
     pub inflow: Inflow,
     /// Where it stands in the trace of its caller.
     pub trace: Option<TraceParent>,
+    /// The other end of its connection, which the accept loop has put there.
+    pub peer: Option<SocketAddr>,
 }
 
 /// What leaves with the next bytes of a response. It travels in the response's extensions, which must be `Clone`.
@@ -115,14 +119,15 @@ pub struct EdgeLayer {
     /// How long a request may take to arrive whole.
     pub max_arrival: Duration,
     pub rules: Live,
+    pub journal: Journal,
 }
 
 impl<S> tower::Layer<S> for EdgeLayer {
     type Service = Edge<S>;
 
     fn layer(&self, inner: S) -> Edge<S> {
-        let Self { clock, max_arrival, rules } = self.clone();
-        Edge { inner, clock, max_arrival, rules }
+        let Self { clock, max_arrival, rules, journal } = self.clone();
+        Edge { inner, clock, max_arrival, rules, journal }
     }
 }
 
@@ -133,6 +138,7 @@ pub struct Edge<S> {
     clock: Clock,
     max_arrival: Duration,
     rules: Live,
+    journal: Journal,
 }
 
 impl<S, Q, A> tower::Service<http::Request<Q>> for Edge<S>
@@ -160,9 +166,13 @@ where
             Ok(timeout) => timeout,
             Err(failure) => return Box::pin(async move { Ok(refused(&failure)) }),
         };
+        let peer = request.extensions_mut().remove::<SocketAddr>();
         let caller = match caller(&mut request, &self.rules) {
             Ok(caller) => caller,
-            Err(failure) => return Box::pin(async move { Ok(refused(&failure)) }),
+            Err(unproven) => {
+                self.journal.unproven(unproven, request.uri().path(), peer);
+                return Box::pin(async move { Ok(refused(&Failure::Unproven(unproven))) });
+            }
         };
         let until = caller.as_ref().and_then(|caller| caller.until);
         let expires = until.map(|until| at + until.since(wall_time()));
@@ -181,6 +191,7 @@ where
             budget,
             inflow: inflow.clone(),
             trace,
+            peer,
         });
         let request = request.map(|body| Inbound::new(body, inflow, self.max_arrival, is_stream));
         let answering = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
@@ -228,7 +239,7 @@ fn not_grpc<Q>(request: &http::Request<Q>) -> Option<http::Response<EdgeBody>> {
 }
 
 /// Who sent a request, by its token or the certificate of its connection, which the accept loop has put there.
-fn caller<Q>(request: &mut http::Request<Q>, rules: &Live) -> Result<Option<Caller>, Failure> {
+fn caller<Q>(request: &mut http::Request<Q>, rules: &Live) -> Result<Option<Caller>, Unproven> {
     let certified = request.extensions_mut().remove::<Caller>();
     let rules = rules.load();
     let gate = &rules.gate;
@@ -238,10 +249,7 @@ fn caller<Q>(request: &mut http::Request<Q>, rules: &Live) -> Result<Option<Call
     }
     let tokens: Vec<&[u8]> =
         request.headers().get_all(AUTHORIZATION).iter().map(http::HeaderValue::as_bytes).collect();
-    gate.identify(certified.as_ref(), &tokens, wall_time()).map_err(|unproven| {
-        tracing::debug!(?unproven, path, "it is not known who calls");
-        Failure::Unproven(unproven)
-    })
+    gate.identify(certified.as_ref(), &tokens, wall_time())
 }
 
 /// Reads gRPC's timeout: up to eight digits and a unit.
@@ -470,6 +478,7 @@ mod tests {
             clock: Clock::system(),
             max_arrival: Duration::from_secs(10),
             rules: Live::default(),
+            journal: Journal::new(Clock::system()),
         };
         let mut edge = tower::Layer::layer(&layer, service);
         let call = http::Request::post("/").header(http::header::CONTENT_TYPE, "application/grpc");

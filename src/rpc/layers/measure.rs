@@ -1,7 +1,7 @@
 //! Counts and times each call, by what it came to.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context as TaskContext, Poll};
 
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
 use onced_client::v1::ErrorReason;
@@ -9,11 +9,11 @@ use onced_client::v1::begin_response::Result as Begun;
 use tonic::Code;
 
 use super::Answering;
-use crate::clock::{Clock, Moment};
-use crate::rpc::call::{Answer, Call, Response, Rpc};
+use crate::clock::Clock;
+use crate::rpc::call::{Answer, Call, Context, Response, Rpc};
 use crate::rpc::failure::Failure;
 use crate::rpc::status::{code, code_name, name};
-use crate::telemetry::metrics::{BEGINS, CALL_DURATION, Times};
+use crate::telemetry::metrics::{BEGINS, CALL_DURATION, Times, WATCHES_ENDED};
 
 /// Room for the reasons of errors, by their numbers; 0 is no error.
 const REASONS: usize = 64;
@@ -60,7 +60,7 @@ where
     type Error = Failure;
     type Future = Answering;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Failure>> {
         self.inner.poll_ready(context)
     }
 
@@ -69,8 +69,7 @@ where
             meters: self.meters.clone(),
             clock: self.clock.clone(),
             rpc: call.request.kind(),
-            arrived: call.context.arrived,
-            deadline: call.context.deadline,
+            context: call.context,
             done: false,
         };
         let answering = self.inner.call(call);
@@ -87,30 +86,28 @@ struct Measured {
     meters: Meters,
     clock: Clock,
     rpc: Rpc,
-    arrived: Moment,
-    deadline: Option<Moment>,
+    context: Context,
     done: bool,
 }
 
 impl Measured {
     fn done(&mut self, result: &Result<Answer, Failure>) {
         self.done = true;
-        self.meters.count(self.rpc, result, self.clock.now().since(self.arrived));
+        self.meters.count(self.rpc, result, self.clock.now().since(self.context.arrived));
     }
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
         if !self.done {
-            let late = self.deadline.is_some_and(|deadline| self.clock.now() >= deadline);
-            self.done(&Err(if late { Failure::DeadlineExceeded } else { Failure::Cancelled }));
+            self.done(&Err(self.context.given_up(self.clock.now())));
         }
     }
 }
 
 impl Default for Meters {
     fn default() -> Self {
-        let calls = Times::new(Rpc::ALL.len() * REASONS);
+        let calls = Times::new(Rpc::CALLS.len() * REASONS);
         let begins = BEGIN_ENDS.map(|end| counter!(BEGINS, "result" => end));
         Self(Arc::new(Inner { calls, begins }))
     }
@@ -148,6 +145,14 @@ impl BeginEnd {
     }
 }
 
+/// Counts a watch that has ended, by what it came to. How long it took says nothing: as long as its caller liked.
+pub fn count_watch(failure: Option<&Failure>) {
+    match failure {
+        Some(failure) => counter!(WATCHES_ENDED, "error_type" => name(failure.reason())).increment(1),
+        None => counter!(WATCHES_ENDED).increment(1),
+    }
+}
+
 /// The histogram of the calls that came to this, by OpenTelemetry's names.
 fn duration_of(rpc: Rpc, reason: Option<ErrorReason>) -> Histogram {
     let label = |key: &'static str, value: &'static str| {
@@ -171,7 +176,7 @@ mod tests {
     fn every_reason_has_its_histogram() {
         let reasons = (1..).map_while(|number| ErrorReason::try_from(number).ok()).count();
         assert!((30..REASONS).contains(&reasons), "{reasons}");
-        for (place, rpc) in Rpc::ALL.iter().enumerate() {
+        for (place, rpc) in Rpc::CALLS.iter().enumerate() {
             assert_eq!(*rpc as usize, place, "{rpc:?}");
         }
         assert_eq!(BeginEnd::Failed as usize, BEGIN_ENDS.len() - 1);

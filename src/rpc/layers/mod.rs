@@ -36,7 +36,7 @@ pub fn stack(
     rules: &Live,
     limits: &Limits,
     quotas: &Quotas,
-    store_failures: &trace::StoreFailures,
+    journal: &trace::Journal,
 ) -> Stack {
     let handler =
         Handler { coordinator: coordinator.clone(), clock: clock.clone(), rules: Arc::clone(rules) };
@@ -46,7 +46,7 @@ pub fn stack(
     let access = access::Access { inner: deadline, rules: Arc::clone(rules) };
     let panic = panic::Panic { inner: access };
     let measure = measure::Measure { inner: panic, clock: clock.clone(), meters: measure::Meters::default() };
-    trace::Trace { inner: measure, clock: clock.clone(), store_failures: store_failures.clone() }
+    trace::Trace { inner: measure, journal: journal.clone() }
 }
 
 /// The future of every layer.

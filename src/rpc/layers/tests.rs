@@ -55,7 +55,7 @@ impl tower::Service<Call> for Stub {
 }
 
 fn call(request: impl Into<Request>) -> Call {
-    let context = Context { arrived: Moment::default(), deadline: None, trace: None };
+    let context = Context { arrived: Moment::default(), deadline: None, trace: None, peer: None };
     let (budget, places) = (Budget::default(), Places::default());
     Call { request: request.into(), context, caller: None, budget, places }
 }

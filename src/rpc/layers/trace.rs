@@ -1,58 +1,37 @@
-//! One line in the log for each call, at level debug; a warning when the store failed. Keys stand there as a
-//! short hash only. Each line has the id of the caller's trace, if the caller is in one, and the call is a span in it,
-//! where traces are sent anywhere.
+//! What is told of each call when it ends, however it does: a line in the log, and a span where traces are sent anywhere.
+//! Lines are at level debug; at info for what an operator changes, and, in a while, for who is turned away; and a warning
+//! says that the store failed. Keys stand there as a short hash only. Each line has the id of the caller's trace, if the
+//! caller is in one, and the call is a span in it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use tonic::Code;
+use tracing::field::{DisplayValue, display};
 
 use super::Answering;
+use super::measure::count_watch;
+use crate::access::{Caller, Unproven};
 use crate::clock::Clock;
 use crate::coordinator::Error;
 use crate::record::{Key, Namespace, RecordKey};
-use crate::rpc::call::{Answer, Call, Context, Request};
-use crate::rpc::failure::Failure;
+use crate::rpc::call::{Answer, Call, Context, Rpc};
+use crate::rpc::failure::{Denied, Failure};
 use crate::rpc::status;
 use crate::store::StoreError;
 use crate::telemetry::Throttle;
 use crate::telemetry::span::{self, Span};
 use crate::telemetry::trace::{TraceId, TraceParent};
 
-/// Logs each call when it is answered.
+/// The longest path that is logged.
+const PATH_MAX: usize = 200;
+
+/// Tells of each call.
 #[derive(Clone)]
 pub struct Trace<S> {
     pub inner: S,
-    pub clock: Clock,
-    pub store_failures: StoreFailures,
-}
-
-/// Logs that the store failed a call. A store that is away fails all of them, so not each gets a line.
-#[derive(Clone)]
-pub struct StoreFailures {
-    clock: Clock,
-    throttle: Arc<Throttle>,
-}
-
-impl StoreFailures {
-    /// None so far.
-    pub fn new(clock: Clock) -> Self {
-        Self { clock, throttle: Arc::default() }
-    }
-
-    /// Logs one, if it is one. A record that cannot be read always gets its line: it says which one it is.
-    pub fn log(&self, rpc: &'static str, subject: &Subject, trace: Option<TraceParent>, failure: &Failure) {
-        let Failure::Coordinator(Error::Store(error)) = failure else { return };
-        let (Subject { namespace, key }, trace_id) = (subject, trace_id(trace));
-        if let StoreError::Corrupt { .. } = error {
-            // A List names no key.
-            let key = error.corrupt_key().map_or_else(|| key.clone(), RecordKey::short_hash);
-            tracing::warn!(rpc, namespace, key, trace_id, %error, "the store failed");
-        } else if let Some(withheld) = self.throttle.pass(self.clock.now()) {
-            let withheld = (withheld > 0).then_some(withheld);
-            tracing::warn!(rpc, namespace, key, trace_id, withheld, %error, "the store failed");
-        }
-    }
+    pub journal: Journal,
 }
 
 impl<S> tower::Service<Call> for Trace<S>
@@ -69,54 +48,160 @@ where
     }
 
     fn call(&mut self, mut call: Call) -> Self::Future {
-        let mut span = Span::of_call(call.request.kind().method(), call.context.trace);
-        call.context.trace = span.place().or(call.context.trace);
-        let line = Line::of(&call);
-        let answering = span::at(span.place(), self.inner.call(call));
-        let (clock, store_failures) = (self.clock.clone(), self.store_failures.clone());
+        let (rpc, caller) = (call.request.kind(), call.caller.clone());
+        let line = self.journal.open(rpc, call.request.name(), &mut call.context, caller);
+        let answering = span::at(line.span.place(), self.inner.call(call));
         Box::pin(async move {
             let result = answering.await;
-            if let Err(failure) = &result {
-                store_failures.log(line.rpc, &line.subject, line.trace, failure);
-            }
-            line.write(&result, &clock);
-            line.tell(&mut span, &result);
+            line.end(result.as_ref().err());
             result
         })
     }
 }
 
-struct Line {
-    rpc: &'static str,
-    method: &'static str,
-    arrived: crate::clock::Moment,
-    trace: Option<TraceParent>,
-    subject: Subject,
+/// Where it is told what became of calls.
+#[derive(Clone)]
+pub struct Journal {
+    clock: Clock,
+    lines: Arc<Lines>,
 }
 
-/// The namespace and the hash of the key. Empty unless both are valid: what is not may be anything.
+/// Between lines of which there may be very many: a store that is away fails all calls, and who may not call tries again.
 #[derive(Default)]
-pub struct Subject {
-    pub namespace: String,
-    pub key: String,
+struct Lines {
+    store_failures: Throttle,
+    unproven: Throttle,
+    denied: Throttle,
+}
+
+impl Journal {
+    /// An empty one.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, lines: Arc::default() }
+    }
+
+    /// A call begins. What is done for it stands in its span, from here on.
+    pub fn open(
+        &self,
+        rpc: Rpc,
+        (namespace, key): (&str, &str),
+        context: &mut Context,
+        caller: Option<Caller>,
+    ) -> Line {
+        let span = Span::of_call(rpc.method(), context.trace);
+        context.trace = span.place().or(context.trace);
+        let subject = Subject::of(namespace, key);
+        Line { journal: self.clone(), rpc, context: *context, caller, subject, span, ended: false }
+    }
+
+    /// A request from nobody knows whom.
+    pub fn unproven(&self, unproven: Unproven, path: &str, peer: Option<SocketAddr>) {
+        let (path, peer) = (path.get(..PATH_MAX).unwrap_or(path), peer.map(display));
+        match self.lines.unproven.pass(self.clock.now()) {
+            Some(withheld) => {
+                let withheld = some(withheld);
+                tracing::info!(?unproven, path, peer, withheld, "it is not known who calls");
+            }
+            None => tracing::debug!(?unproven, path, peer, "it is not known who calls"),
+        }
+    }
+}
+
+/// How many lines were withheld, if any.
+fn some(withheld: u64) -> Option<u64> {
+    (withheld > 0).then_some(withheld)
+}
+
+/// What is told of a call when it ends. Dropped before that, its caller has left.
+pub struct Line {
+    journal: Journal,
+    rpc: Rpc,
+    context: Context,
+    caller: Option<Caller>,
+    subject: Subject,
+    span: Span,
+    ended: bool,
 }
 
 impl Line {
-    fn of(call: &Call) -> Self {
-        let Context { arrived, trace, .. } = call.context;
-        let (rpc, method) = (call.request.rpc(), call.request.kind().method());
-        Self { rpc, method, arrived, trace, subject: Subject::of(&call.request) }
+    /// The call has ended, with this failure if with one.
+    pub fn end(mut self, failure: Option<&Failure>) {
+        self.finish(failure);
+    }
+
+    fn finish(&mut self, failure: Option<&Failure>) {
+        self.ended = true;
+        match failure {
+            Some(Failure::Coordinator(Error::Store(error))) => self.store_failed(error),
+            Some(Failure::Unproven(unproven)) => {
+                self.journal.unproven(*unproven, self.rpc.method(), self.context.peer);
+            }
+            Some(Failure::Denied(denied)) => self.denied(denied),
+            Some(_) | None => {}
+        }
+        self.write(failure);
+        self.finish_span(failure);
+        if let Rpc::Watch = self.rpc {
+            count_watch(failure);
+        }
+    }
+
+    /// A record that cannot be read always gets its line: it says which one it is.
+    fn store_failed(&self, error: &StoreError) {
+        let (rpc, trace_id) = (self.rpc.name(), trace_id(self.context.trace));
+        let Subject { namespace, key } = &self.subject;
+        if let StoreError::Corrupt { .. } = error {
+            // A List names no key.
+            let key = error.corrupt_key().map_or_else(|| key.clone(), RecordKey::short_hash);
+            tracing::warn!(rpc, namespace, key, trace_id, %error, "the store failed");
+        } else if let Some(withheld) = self.journal.lines.store_failures.pass(self.journal.clock.now()) {
+            let withheld = some(withheld);
+            tracing::warn!(rpc, namespace, key, trace_id, withheld, %error, "the store failed");
+        }
+    }
+
+    fn denied(&self, denied: &Denied) {
+        let Denied { caller, namespace, action } = denied;
+        if let Some(withheld) = self.journal.lines.denied.pass(self.journal.clock.now()) {
+            let (rpc, action, trace_id) = (self.rpc.name(), action.name(), trace_id(self.context.trace));
+            let (peer, withheld) = (self.context.peer.map(display), some(withheld));
+            tracing::info!(rpc, action, caller, namespace, peer, trace_id, withheld, "a call was denied");
+        }
+    }
+
+    fn write(&self, failure: Option<&Failure>) {
+        macro_rules! answered {
+            ($level:ident) => {
+                tracing::$level!(
+                    rpc = self.rpc.name(),
+                    namespace = self.subject.namespace,
+                    key = self.subject.key,
+                    caller = self.caller.as_ref().map(display),
+                    peer = self.context.peer.map(display),
+                    trace_id = trace_id(self.context.trace),
+                    reason = failure.map_or("OK", |failure| status::name(failure.reason())),
+                    duration = ?self.journal.clock.now().since(self.context.arrived),
+                    "answered"
+                )
+            };
+        }
+        match self.rpc {
+            // What nobody but an operator does, and is asked about later.
+            Rpc::Resolve | Rpc::Delete => answered!(info),
+            _ => answered!(debug),
+        }
     }
 
     /// Says in the call's span what it was and came to, by OpenTelemetry's names.
-    fn tell(&self, span: &mut Span, result: &Result<Answer, Failure>) {
+    fn finish_span(&mut self, failure: Option<&Failure>) {
+        let span = &mut self.span;
         if !span.is_some() {
             return;
         }
-        let reason = result.as_ref().err().map(Failure::reason);
+        let reason = failure.map(Failure::reason);
         let code = reason.map_or(Code::Ok, status::code);
         span.set("rpc.system.name", "grpc");
-        span.set("rpc.method", self.method);
+        span.set("rpc.method", self.rpc.method());
         span.set("rpc.response.status_code", status::code_name(code));
         if let Some(reason) = reason {
             span.set("error.type", status::name(reason));
@@ -124,6 +209,9 @@ impl Line {
         if !self.subject.key.is_empty() {
             span.set("onced.namespace", self.subject.namespace.clone());
             span.set("onced.key_hash", self.subject.key.clone());
+        }
+        if let Some(caller) = &self.caller {
+            span.set("onced.caller", caller.to_string());
         }
         // Those that a server answers for: others are the caller's.
         if let Code::Unknown
@@ -136,42 +224,35 @@ impl Line {
             span.failed(status::code_name(code));
         }
     }
-
-    fn write(&self, result: &Result<Answer, Failure>, clock: &Clock) {
-        let Subject { namespace, key } = &self.subject;
-        tracing::debug!(
-            rpc = self.rpc,
-            namespace,
-            key,
-            trace_id = trace_id(self.trace),
-            reason = result.as_ref().err().map_or("OK", |failure| status::name(failure.reason())),
-            duration = ?clock.now().since(self.arrived),
-            "answered"
-        );
-    }
 }
 
 /// The id of a trace, as lines have it.
-pub fn trace_id(trace: Option<TraceParent>) -> Option<tracing::field::DisplayValue<TraceId>> {
-    trace.map(|parent| tracing::field::display(parent.trace))
+pub fn trace_id(trace: Option<TraceParent>) -> Option<DisplayValue<TraceId>> {
+    trace.map(|parent| display(parent.trace))
 }
 
-impl Subject {
-    fn of(request: &Request) -> Self {
-        if !tracing::enabled!(tracing::Level::WARN) {
-            return Self::default();
-        }
-        let (namespace, key) = request.name();
-        let Some(namespace) = Namespace::new(namespace) else { return Self::default() };
-        match Key::new(key) {
-            Some(key) => Self::from(&RecordKey { namespace, key }),
-            None => Self { namespace: namespace.as_str().to_owned(), key: String::new() },
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.finish(Some(&self.context.given_up(self.journal.clock.now())));
         }
     }
 }
 
-impl From<&RecordKey> for Subject {
-    fn from(key: &RecordKey) -> Self {
-        Self { namespace: key.namespace.as_str().to_owned(), key: key.short_hash() }
+/// The namespace and the hash of the key. Empty unless both are valid: what is not may be anything.
+#[derive(Default)]
+struct Subject {
+    namespace: String,
+    key: String,
+}
+
+impl Subject {
+    fn of(namespace: &str, key: &str) -> Self {
+        if !tracing::enabled!(tracing::Level::WARN) {
+            return Self::default();
+        }
+        let Some(namespace) = Namespace::new(namespace) else { return Self::default() };
+        let key = Key::new(key).map(|key| RecordKey { namespace: namespace.clone(), key }.short_hash());
+        Self { namespace: namespace.as_str().to_owned(), key: key.unwrap_or_default() }
     }
 }

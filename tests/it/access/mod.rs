@@ -5,6 +5,7 @@ mod changes;
 mod commands;
 mod files;
 mod half_open;
+mod log;
 mod metrics;
 mod roles;
 mod tls;

@@ -120,7 +120,9 @@ async fn what_is_shown_is_what_the_table_says() {
         api.complete(token).await;
         api.begun(v1::BeginRequest { request_id: String::new(), ..Api::begin(2) }).await.unwrap_err();
         let watch = v1::WatchRequest { namespace: NAMESPACE.to_owned(), key: KEY.to_owned() };
-        api.0.clone().watch(watch).await.unwrap().into_inner().message().await.unwrap();
+        let mut watched = api.0.clone().watch(watch).await.unwrap().into_inner();
+        while watched.message().await.unwrap().is_some() {}
+        api.0.clone().watch(v1::WatchRequest::default()).await.unwrap_err();
         api.0.clone().session(futures_util::stream::empty()).await.unwrap();
         Api::unknown_method(server.address()).await;
         // What is looked at every now and then has been.

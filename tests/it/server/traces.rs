@@ -85,6 +85,9 @@ async fn a_call_is_followed_from_its_caller_to_the_store() {
             client.session(traced(tokio_stream::iter([calls]), 2, true)).await.unwrap().into_inner();
         answers.message().await.unwrap().unwrap();
         client.begin(traced(v1::BeginRequest::default(), 3, true)).await.unwrap_err();
+        let watch = v1::WatchRequest { namespace: "test".to_owned(), key: KEY.to_owned() };
+        let mut watched = client.watch(traced(watch, 5, true)).await.unwrap().into_inner();
+        while watched.message().await.unwrap().is_some() {}
         // Nobody keeps these.
         client.begin(traced(begin("unkept"), 4, false)).await.unwrap();
         client.begin(begin("untraced")).await.unwrap();
@@ -109,7 +112,10 @@ async fn a_call_is_followed_from_its_caller_to_the_store() {
         let refused = span(&spans, 3, "onced.v1.IdempotencyService/Begin");
         let about = attributes(&refused.attributes);
         assert_eq!(about["rpc.response.status_code"], "INVALID_ARGUMENT");
-        assert_eq!(spans.len(), 7, "{spans:#?}");
+        let watched = span(&spans, 5, "onced.v1.IdempotencyService/Watch");
+        assert_eq!(watched.parent_span_id, CALLER.to_be_bytes());
+        assert_eq!(attributes(&watched.attributes)["rpc.response.status_code"], "OK");
+        assert_eq!(spans.len(), 8, "{spans:#?}");
         assert!(!format!("{spans:?}").contains(KEY), "{spans:#?}");
     }
 }
