@@ -60,6 +60,12 @@ impl Tokens {
         self.0.is_empty()
     }
 
+    /// That a file which held some holds none: whoever writes it is at it still, as a rule, and would lock everybody out.
+    pub fn lost(file: &Path) -> Unusable {
+        const WHY: &str = "holds no token any more: it may be half written; to take all back, take their names out of the rules";
+        Unusable::of(SETTING, file, WHY)
+    }
+
     /// Whose a token is. It takes as long whether or not it is one, and whosever it is.
     pub fn name_of(&self, token: &str) -> Option<&str> {
         let hash = Sha256::digest(token);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::access::{Gate, Shown, Unusable};
+use crate::access::{Gate, Shown, Tokens, Unusable};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
@@ -44,9 +44,17 @@ impl Live {
     /// Serves by other rules from now on.
     ///
     /// # Errors
-    /// If a file that they name cannot be used; all is then as before.
+    /// If a file that they name cannot be used, or all tokens are gone; all is then as before.
     pub fn set_rules(&self, config: &Config) -> Result<(), Unusable> {
-        self.rules.store(Arc::new(rpc::Rules::of(config, config.gate()?)));
+        let gate = config.gate()?;
+        let without = |gate: &Gate| gate.tokens.as_ref().is_none_or(|tokens| tokens.is_empty());
+        if let Some(file) = &config.access.tokens
+            && without(&gate)
+            && !without(&self.rules.load().gate)
+        {
+            return Err(Tokens::lost(file));
+        }
+        self.rules.store(Arc::new(rpc::Rules::of(config, gate)));
         Ok(())
     }
 

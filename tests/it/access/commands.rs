@@ -125,6 +125,8 @@ fn tokens_and_rules_are_reloaded_and_what_is_wrong_with_them_changes_nothing() {
     process.until_logged("stays as it was", || fs::write(&tokens, "nonsense").unwrap());
     assert_eq!(process.begin(Some(&new)).0, Some(0));
     process.until_logged("not reloaded, and stay as they were", || process.hang_up());
+    process.until_logged("holds no token any more", || fs::write(&tokens, "# soon\n").unwrap());
+    assert_eq!(process.begin(Some(&new)).0, Some(0));
     process.until_logged("tokens are taken", || fs::write(&tokens, &new_line).unwrap());
     assert_eq!((process.begin(Some(&old)).0, process.begin(Some(&new)).0), (Some(12), Some(0)));
 
