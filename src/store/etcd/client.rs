@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::advice::Advice;
+use super::attempt::{Failure, Fault, Stage};
 use super::call_error::CallError;
 use super::dial::Dial;
-use super::endpoints::{Endpoints, Failure, Fault, Line, Stage};
+use super::endpoints::{Endpoints, Line};
 use super::identity::{Answer, Identity};
 use super::keyspace::{Keyspace, PREFIX_MAX_BYTES};
 use crate::record::limits::{KEY_MAX_BYTES, STORED_MAX_BYTES};
@@ -67,6 +68,11 @@ impl EtcdClient {
     /// From now on calls only go where the marker holds this.
     pub(super) fn settle(&self, marker: Vec<u8>) {
         self.endpoints.settle(marker);
+    }
+
+    /// Looks at each endpoint now, as it is done again and again.
+    pub(super) async fn probe(&self) {
+        self.endpoints.probe_once().await;
     }
 
     /// How long a call may take.

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use etcd_client::Client;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
+use super::attempt::{Failure, Fault, Stage};
 use super::call_error::{CallError, classify};
 use super::dial::Dial;
 use super::identity::{Answer, Identity, foreign};
@@ -40,6 +41,8 @@ pub(super) struct Endpoints {
     doubt: Notify,
     dial: Dial,
     identity: Identity,
+    /// Why none of them is used any more: they are not of one cluster. It is set once.
+    split: OnceLock<String>,
     /// How long a connection may take to be made.
     connect_timeout: Duration,
 }
@@ -81,15 +84,6 @@ impl Line {
     }
 }
 
-/// How far an attempt has come: what can be said of it at any time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The request has certainly not left.
-    Connecting,
-    /// The request may have left.
-    Sent,
-}
-
 impl Endpoints {
     /// The endpoints at these addresses (host:port), the first one being the current one. Nothing is sent yet.
     pub(super) fn new(
@@ -113,6 +107,7 @@ impl Endpoints {
             doubt: Notify::new(),
             dial,
             identity,
+            split: OnceLock::new(),
             connect_timeout,
         }
     }
@@ -150,6 +145,17 @@ impl Endpoints {
         up.or(untried.first()).map(|&index| self.line(index))
     }
 
+    /// The connection to an endpoint, whatever it has reached.
+    pub(super) async fn client<'a>(&self, line: &'a Line) -> Result<&'a Client, CallError> {
+        let address = self.address(line);
+        let connecting =
+            line.link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout));
+        tokio::time::timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| {
+            let text = format!("no connection to etcd at {address} within {:?}", self.connect_timeout);
+            Err(CallError::Unreachable(text))
+        })
+    }
+
     /// Tries a call once at an endpoint, in whatever time the caller leaves it.
     pub(super) async fn attempt<T: Answer, F: Future<Output = Result<T, etcd_client::Error>>>(
         &self,
@@ -158,19 +164,12 @@ impl Endpoints {
         make: impl FnOnce(&Client) -> F,
     ) -> Result<T, Failure> {
         *stage = Stage::Connecting;
+        if let Some(why) = self.split.get() {
+            return Err(Failure { error: CallError::Foreign(why.clone()), fault: Fault::None });
+        }
         let address = self.address(line);
         let call = async {
-            let connecting =
-                line.link.client.get_or_try_init(|| self.dial.connect(address, self.connect_timeout));
-            let client = match tokio::time::timeout(self.connect_timeout, connecting).await {
-                Ok(Ok(client)) => client,
-                Ok(Err(error)) => return Err(Failure::of(error)),
-                Err(_) => {
-                    let text =
-                        format!("no connection to etcd at {address} within {:?}", self.connect_timeout);
-                    return Err(Failure::of(CallError::Unreachable(text)));
-                }
-            };
+            let client = self.client(line).await.map_err(Failure::of)?;
             if self.identity.is_settled() {
                 // In the time of the call: a cluster that is slow is waited for.
                 let verified = line.link.verified.get_or_try_init(|| self.identity.verify(client, address));
@@ -235,6 +234,16 @@ impl Endpoints {
         let _ = line.link.why.set(why);
         // After the choice: who is let go is not to come back here.
         line.link.gone.cancel();
+    }
+
+    /// Gives up all of them for good: nobody can tell which of them is the store.
+    fn give_up_all(&self, why: &str) {
+        if self.split.set(why.to_owned()).is_ok() {
+            tracing::error!("{why}");
+        }
+        for line in self.lines() {
+            self.give_up(&line, CallError::Foreign(why.to_owned()));
+        }
     }
 
     /// Makes another endpoint the current one, if this one is.
@@ -323,27 +332,31 @@ impl Endpoints {
     }
 
     /// Probes each once. If none serves, why.
-    async fn probe_once(&self) -> Option<String> {
-        let probe = async |line: Line| {
-            let probed = self.to_probe(&line);
-            let found = self.look(&probed).await;
-            (line, probed, found)
-        };
-        let probes = join_all(self.lines().into_iter().map(probe)).await;
-        for (line, probed, _) in probes.iter().filter(|(.., found)| *found == Found::Well) {
+    pub(super) async fn probe_once(&self) -> Option<String> {
+        let lines = self.lines();
+        let probed: Vec<Line> = lines.iter().map(|line| self.to_probe(line)).collect();
+        let looks = join_all(probed.iter().map(|line| self.look(line)));
+        let (found, split) = join(looks, self.clones(&probed)).await;
+        if let Some(why) = split {
+            self.give_up_all(&why);
+            return Some(why);
+        }
+        for ((line, probed), _) in
+            lines.iter().zip(&probed).zip(&found).filter(|(_, found)| **found == Found::Well)
+        {
             self.replace(line, probed);
             self.is_well(probed);
         }
         // While none answers, none is better.
-        let better = probes.iter().any(|(.., found)| *found == Found::Well);
-        for (line, _, found) in &probes {
+        let better = found.contains(&Found::Well);
+        for (line, found) in lines.iter().zip(&found) {
             match found {
                 Found::Foreign(why) => self.give_up(line, CallError::Foreign(why.clone())),
                 Found::Bad(why) if better => self.give_up(line, CallError::Unreachable(why.clone())),
                 Found::Bad(_) | Found::Well => {}
             }
         }
-        let why = probes.into_iter().filter_map(|(.., found)| match found {
+        let why = found.into_iter().filter_map(|found| match found {
             Found::Bad(why) | Found::Foreign(why) => Some(why),
             Found::Well => None,
         });
@@ -403,56 +416,6 @@ impl Endpoint {
 
     fn count_up(&self, up: bool) {
         metrics::gauge!(ETCD_ENDPOINT_UP, "endpoint" => self.address.clone()).set(f64::from(u8::from(up)));
-    }
-}
-
-impl Stage {
-    /// The error of an attempt that was ended here.
-    pub(super) fn lost(self, text: String) -> CallError {
-        match self {
-            Stage::Connecting => CallError::Unreachable(text),
-            Stage::Sent => CallError::Unknown(text),
-        }
-    }
-}
-
-/// Why an attempt failed.
-pub(super) struct Failure {
-    /// What it means for the call.
-    pub(super) error: CallError,
-    /// What it says of the endpoint.
-    pub(super) fault: Fault,
-}
-
-/// Whether an endpoint failed, whatever it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// It did not.
-    None,
-    /// It may have: it is bad if another one does better.
-    Likely,
-    /// It serves nobody.
-    Certain,
-}
-
-impl Failure {
-    fn of(error: CallError) -> Self {
-        let fault = match &error {
-            CallError::Unreachable(_) | CallError::Foreign(_) => Fault::Certain,
-            CallError::Unknown(_) => Fault::Likely,
-            _ => Fault::None,
-        };
-        Self { error, fault }
-    }
-
-    /// That of looking whose etcd it is: nothing else was sent.
-    fn of_verify(error: CallError) -> Self {
-        match Self::of(error) {
-            Self { error: CallError::Unknown(text), fault } => {
-                Self { error: CallError::Unreachable(text), fault }
-            }
-            failure => failure,
-        }
     }
 }
 

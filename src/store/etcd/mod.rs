@@ -4,9 +4,9 @@
 //! - `keyspace`: where things lie in etcd.
 //! - `client`: calls, bounded in time.
 //! - `call_error`: what their failures mean; `advice`: how these are told.
-//! - `endpoints`: which endpoint they go to.
+//! - `endpoints`: which endpoint they go to; `attempt`: what came of it there.
 //! - `dial`: how a connection is made.
-//! - `identity`: whether it reaches the store that was opened.
+//! - `identity`: whether it reaches the store that was opened; `clones`: whether all that reach it reach one.
 //! - `status`: how full etcd is.
 //! - `leases`: the shared leases.
 //! - `write`: conditional writes, and the transactions that carry them.
@@ -15,8 +15,10 @@
 //! - `watch`: watches that go on after a stream is lost.
 
 mod advice;
+mod attempt;
 mod call_error;
 mod client;
+mod clones;
 mod commit;
 mod dial;
 mod endpoints;

@@ -167,6 +167,10 @@ pub(super) async fn client(
     check_marker(&marker).map_err(format)?;
     let home = Home::new(keyspace, marker.clone());
     client.settle(marker);
+    if config.endpoints.len() > 1 {
+        // Whether they are of one cluster: else no status is told.
+        client.probe().await;
+    }
     check_members(config, &client).await?;
     match may_write(&client, keyspace).await {
         // A full etcd still serves what is there.

@@ -121,6 +121,17 @@ impl EtcdProcess {
         .expect("one process")
     }
 
+    /// Two that say they are the same member, and have nothing in common: so they come from a backup that was restored on
+    /// each of two machines without the names of the others.
+    pub fn start_clones() -> [Self; 2] {
+        start_ready(|| {
+            let both = [Ports::free(), Ports::free()];
+            let peer_url = &both[0].peer_url();
+            let cluster = &format!("test={peer_url}");
+            both.map(|ports| Self::spawn(&Member { name: "test", index: 0, ports, peer_url, cluster }, &[]))
+        })
+    }
+
     pub(super) fn spawn(member: &Member<'_>, flags: &[&str]) -> Self {
         let binary = binary(member.index);
         let is_old = is_before_3_6(&binary);

@@ -74,6 +74,64 @@ async fn no_call_fails_over_to_another_cluster() {
     assert!(store.load(&key("k")).await.unwrap().is_some());
 }
 
+/// The marker of a store, as a backup brings it to another etcd.
+async fn copy_marker(from: &EtcdConfig, to: &EtcdProcess) {
+    let name = format!("{}/meta", from.prefix);
+    let marker = client(from).await.get(name.as_str(), None).await.unwrap().kvs()[0].value().to_vec();
+    client(&EtcdConfig::new(vec![to.endpoint()], from.prefix.clone()))
+        .await
+        .put(name.as_str(), marker, None)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn members_that_were_each_restored_by_itself_are_refused() {
+    let [one, other] = EtcdProcess::start_clones();
+    let elsewhere = Proxy::start(other.endpoint()).await;
+    elsewhere.close();
+    let prefix = fresh_prefix();
+    let store = open(&EtcdConfig::new(vec![one.endpoint(), elsewhere.endpoint()], prefix.clone())).await;
+    create(&store, &key("held"), &long_claim()).await;
+    copy_marker(&EtcdConfig::new(vec![one.endpoint()], prefix.clone()), &other).await;
+    // Its revision is ahead, as that of a restored one may be.
+    let mut ahead = client(&EtcdConfig::new(vec![other.endpoint()], prefix.clone())).await;
+    for _ in 0..100 {
+        ahead.put("elsewhere", "", None).await.unwrap();
+    }
+    elsewhere.open();
+    let noticed = async {
+        while store.load(&key("held")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, noticed).await.expect("nobody can tell which of them is the store");
+    refuses_to_claim(&store, "say that they are the same member").await;
+
+    for endpoints in [[one.endpoint(), other.endpoint()], [other.endpoint(), one.endpoint()]] {
+        let error = refused(EtcdConfig::new(endpoints.to_vec(), prefix.clone())).await;
+        assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+        for says in [endpoints[0].as_str(), &endpoints[1], "each by itself", "docs/etcd.md"] {
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_member_may_have_several_names() {
+    let etcd = EtcdProcess::start();
+    let names = vec![etcd.endpoint(), etcd.endpoint_by_name()];
+    let store = open(&EtcdConfig::new(names, fresh_prefix())).await;
+    create(&store, &key("k"), &long_claim()).await;
+    let asked = async {
+        while etcd.requests("grpc_method=\"LeaseTimeToLive\"").await < 3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("it is asked who they are");
+    create(&store, &key("other"), &long_claim()).await;
+}
+
 #[tokio::test]
 async fn an_etcd_that_lost_its_data_is_noticed() {
     let etcd = EtcdProcess::start();
