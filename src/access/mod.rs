@@ -154,6 +154,30 @@ impl Unusable {
     }
 }
 
+impl From<Unusable> for Vec<Unusable> {
+    fn from(unusable: Unusable) -> Self {
+        vec![unusable]
+    }
+}
+
+/// What was made of files, or all that is wrong with them.
+///
+/// # Errors
+/// Those of the one, then those of the other.
+pub fn both<A, B>(
+    one: Result<A, impl Into<Vec<Unusable>>>,
+    other: Result<B, impl Into<Vec<Unusable>>>,
+) -> Result<(A, B), Vec<Unusable>> {
+    match (one.map_err(Into::into), other.map_err(Into::into)) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(mut unusable), Err(more)) => {
+            unusable.extend(more);
+            Err(unusable)
+        }
+        (Err(unusable), Ok(_)) | (Ok(_), Err(unusable)) => Err(unusable),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{Error, RootCertStore, ServerConfig};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::Unusable;
+use super::{Unusable, both};
 use crate::record::Timestamp;
 
 /// What a connection must speak.
@@ -57,6 +58,8 @@ pub struct Shown {
     pub serving: Serving,
     file: PathBuf,
     cert: CertificateDer<'static>,
+    /// Who signs the certificates of callers.
+    trusted: Arc<RootCertStore>,
 }
 
 impl Shown {
@@ -70,6 +73,11 @@ impl Shown {
         }
     }
 
+    /// Whether both take the same certificates of callers.
+    pub fn trusts_as(&self, other: &Shown) -> bool {
+        self.trusted.roots == other.trusted.roots
+    }
+
     /// What to warn of at `now`.
     pub fn doubt(&self, now: Timestamp) -> Option<String> {
         let doubt = life(&self.cert, now).unwrap_or_else(Some)?;
@@ -81,52 +89,94 @@ impl TlsFiles {
     /// Reads the files: what to serve by, and what to warn of at `now`.
     ///
     /// # Errors
-    /// The first file that cannot be used.
-    pub fn load(&self, now: Timestamp) -> Result<(Shown, Vec<String>), Unusable> {
-        let of_cert = |why: String| Unusable::of("tls.cert", &self.cert, why);
-        let of_key = |why: String| Unusable::of("tls.key", &self.key, why);
-        let chain = certificates("tls.cert", &self.cert)?;
-        let key = match PrivateKeyDer::from_pem_slice(&read("tls.key", &self.key)?) {
-            Ok(key) => key,
-            Err(PemError::NoItemsFound) => {
-                return Err(of_key("holds no private key in PEM, or an encrypted one".to_owned()));
-            }
-            Err(error) => return Err(of_key(no_pem(&error))),
-        };
-        let cert = chain.first().cloned().ok_or_else(|| of_cert("holds no certificate".to_owned()))?;
-        life(&cert, now).map_err(|why| of_cert(format!("holds a certificate that {why}")))?;
+    /// Each file that cannot be used.
+    pub fn load(&self, now: Timestamp) -> Result<(Shown, Vec<String>), Vec<Unusable>> {
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| of_cert(format!("cannot be served: {error}")))?;
-        let builder = match &self.client_ca {
-            None => builder.with_no_client_auth(),
-            Some(file) => {
-                let roots = Arc::new(roots(file)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-                let verifier = match self.client_auth {
-                    ClientAuth::Required => verifier,
-                    ClientAuth::Optional => verifier.allow_unauthenticated(),
-                };
-                let verifier = verifier.build().map_err(|error| {
-                    Unusable::of("tls.client_ca", file, format!("cannot be used: {error}"))
-                })?;
-                builder.with_client_cert_verifier(verifier)
+        let own = both(self.chain(now), self.private_key());
+        let ((chain, key), trusted) = both(own, self.trusted())?;
+        let verifier = self.verifier(&trusted, &provider)?;
+        let (cert, config) = self.config(chain, key, verifier, provider)?;
+        let shown = Shown { serving: Arc::new(config), file: self.cert.clone(), cert, trusted };
+        let doubts = shown.doubt(now).into_iter().collect();
+        Ok((shown, doubts))
+    }
+
+    /// The certificate of the server, with those after it.
+    fn chain(&self, now: Timestamp) -> Result<Chain, Unusable> {
+        let chain = certificates("tls.cert", &self.cert)?;
+        if let Some(cert) = chain.first() {
+            life(cert, now).map_err(|why| self.of_cert(format!("holds a certificate that {why}")))?;
+        }
+        Ok(chain)
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, Unusable> {
+        PrivateKeyDer::from_pem_slice(&read("tls.key", &self.key)?).map_err(|error| match error {
+            PemError::NoItemsFound => {
+                self.of_key("holds no private key in PEM, or an encrypted one".to_owned())
             }
+            error => self.of_key(no_pem(&error)),
+        })
+    }
+
+    /// Who may have signed the certificates of callers: nobody where none are asked for.
+    fn trusted(&self) -> Result<Arc<RootCertStore>, Unusable> {
+        let roots = self.client_ca.as_deref().map(roots).transpose()?;
+        Ok(Arc::new(roots.unwrap_or_else(RootCertStore::empty)))
+    }
+
+    /// Who looks at the certificates of callers, if any are asked for.
+    fn verifier(
+        &self,
+        trusted: &Arc<RootCertStore>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, Unusable> {
+        let Some(file) = &self.client_ca else { return Ok(None) };
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(trusted), Arc::clone(provider));
+        let verifier = match self.client_auth {
+            ClientAuth::Required => verifier,
+            ClientAuth::Optional => verifier.allow_unauthenticated(),
+        };
+        let cannot = |error| Unusable::of("tls.client_ca", file, format!("cannot be used: {error}"));
+        verifier.build().map(Some).map_err(cannot)
+    }
+
+    fn config(
+        &self,
+        chain: Chain,
+        key: PrivateKeyDer<'static>,
+        verifier: Option<Arc<dyn ClientCertVerifier>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<(CertificateDer<'static>, ServerConfig), Unusable> {
+        let cert = chain.first().cloned().ok_or_else(|| self.of_cert("holds no certificate".to_owned()))?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| self.of_cert(format!("cannot be served: {error}")))?;
+        let builder = match verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
             Error::InconsistentKeys(_) => {
-                of_key(format!("is not the key of the certificate in {}", self.cert.display()))
+                self.of_key(format!("is not the key of the certificate in {}", self.cert.display()))
             }
-            Error::InvalidCertificate(error) => of_cert(format!("holds a certificate that is none: {error}")),
-            error => of_key(format!(
+            Error::InvalidCertificate(error) => {
+                self.of_cert(format!("holds a certificate that is none: {error}"))
+            }
+            error => self.of_key(format!(
                 "holds a key that cannot be used: it may be RSA of 2048 bits or more, P-256, P-384 or Ed25519: {error}"
             )),
         })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let shown = Shown { serving: Arc::new(config), file: self.cert.clone(), cert };
-        let doubts = shown.doubt(now).into_iter().collect();
-        Ok((shown, doubts))
+        Ok((cert, config))
+    }
+
+    fn of_cert(&self, why: String) -> Unusable {
+        Unusable::of("tls.cert", &self.cert, why)
+    }
+
+    fn of_key(&self, why: String) -> Unusable {
+        Unusable::of("tls.key", &self.key, why)
     }
 
     /// All of them.
@@ -135,12 +185,15 @@ impl TlsFiles {
     }
 }
 
+/// A certificate, and those between it and its CA.
+type Chain = Vec<CertificateDer<'static>>;
+
 fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, Unusable> {
     fs::read(file).map_err(|error| Unusable::unread(setting, file, &error))
 }
 
 /// The certificates of a file, at least one.
-fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+fn certificates(setting: &'static str, file: &Path) -> Result<Chain, Unusable> {
     let text = read(setting, file)?;
     let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| Unusable::of(setting, file, no_pem(&error)))?;

@@ -11,6 +11,7 @@ use metrics::{counter, gauge};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::access::Unusable;
 use crate::clock::wall_time;
 use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
@@ -124,7 +125,7 @@ impl Reloads {
                 }
             }
             Err(unusable) => {
-                tracing::error!(%unusable, "who may call was not reloaded, and stays as it was");
+                tell_unusable(&unusable, "who may call was not reloaded, and stays as it was");
             }
         }
         let Some(files) = self.running.tls.files() else { return };
@@ -139,7 +140,7 @@ impl Reloads {
                 tracing::info!("new connections get the certificate as it is in its file now");
             }
             Err(unusable) => {
-                tracing::error!(%unusable, "the certificate was not reloaded, and stays as it was");
+                tell_unusable(&unusable, "the certificate was not reloaded, and stays as it was");
             }
         }
     }
@@ -167,6 +168,12 @@ impl Reloads {
                 counter!(RELOADS, "part" => part, "result" => result).increment(0);
             }
         }
+    }
+}
+
+fn tell_unusable(files: &[Unusable], consequence: &str) {
+    for unusable in files {
+        tracing::error!(%unusable, "{consequence}");
     }
 }
 

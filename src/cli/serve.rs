@@ -76,7 +76,7 @@ impl Serve {
             Ok(live) => live,
             // It could be used a moment ago, when all of it was checked.
             Err(unusable) => {
-                say(&unusable.to_string());
+                unusable.iter().for_each(|unusable| say(&unusable.to_string()));
                 return Exit::Usage;
             }
         };

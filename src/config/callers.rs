@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::check::Checks;
 use super::rules::table_of;
 use super::{Config, Tls};
-use crate::access::{ClientAuth, Gate, Issuer, TlsFiles, Tokens, Unusable};
+use crate::access::{ClientAuth, Gate, Issuer, TlsFiles, Tokens, Unusable, both};
 use crate::clock::wall_time;
 
 /// How callers can show who they are.
@@ -31,18 +31,19 @@ impl Config {
     /// What is asked of callers, as the files have it now.
     ///
     /// # Errors
-    /// If one of them cannot be used.
-    pub fn gate(&self) -> Result<Gate, Unusable> {
+    /// Each that cannot be used.
+    pub fn gate(&self) -> Result<Gate, Vec<Unusable>> {
         let access = &self.access;
-        let tokens = access.tokens.as_deref().map(Tokens::load).transpose()?.map(Arc::new);
+        let tokens = access.tokens.as_deref().map(Tokens::load).transpose();
         let issuer = match (&access.jwks, &access.jwt_issuer, &access.jwt_audience) {
-            (Some(keys), Some(name), Some(audience)) => Some(Arc::new(Issuer::load(keys, name, audience)?)),
-            _ => None,
+            (Some(keys), Some(name), Some(audience)) => Issuer::load(keys, name, audience).map(Some),
+            _ => Ok(None),
         };
+        let (tokens, issuer) = both(tokens, issuer)?;
         Ok(Gate {
             certificates: self.tls.files().is_some_and(|files| files.client_ca.is_some()),
-            tokens,
-            issuer,
+            tokens: tokens.map(Arc::new),
+            issuer: issuer.map(Arc::new),
             rules: Arc::new(self.rules.clone()),
             open_reflection: access.open_reflection,
             version: Gate::next_version(),
@@ -66,7 +67,7 @@ impl Checks<'_> {
         }
         match tls.files().map(|files| files.load(wall_time())) {
             Some(Ok((_, doubts))) => self.doubts.extend(doubts),
-            Some(Err(unusable)) => self.refuse(unusable.setting, unusable.text),
+            Some(Err(unusable)) => self.refuse_files(unusable),
             None => {}
         }
     }
@@ -101,7 +102,7 @@ impl Checks<'_> {
         }
         let gate = match config.gate() {
             Ok(gate) => gate,
-            Err(unusable) => return self.refuse(unusable.setting, unusable.text),
+            Err(unusable) => return self.refuse_files(unusable),
         };
         if let (Some(file), Some(tokens)) = (&access.tokens, &gate.tokens)
             && tokens.is_empty()
@@ -122,6 +123,12 @@ impl Checks<'_> {
         }
         if known && config.tls.cert.is_none() && !near {
             self.doubts.push(format!("tokens come to {} without TLS, for all to read", config.listen));
+        }
+    }
+
+    fn refuse_files(&mut self, unusable: Vec<Unusable>) {
+        for Unusable { setting, text } in unusable {
+            self.refuse(setting, text);
         }
     }
 

@@ -158,7 +158,7 @@ impl Connections {
     /// Tells the metrics how many are open, and until when the certificate holds that new ones are shown.
     pub(super) fn count(&self) {
         self.used.set(self.open() as f64);
-        if let Some(ends) = self.tls.as_ref().and_then(|tls| tls.load().ends()) {
+        if let Some(ends) = self.tls.as_ref().and_then(|tls| tls.load().shown.ends()) {
             gauge!(CERTIFICATE_EXPIRY).set(ends as f64);
         }
     }
@@ -194,8 +194,10 @@ impl Connections {
         let (closing, dropped) = (self.draining.child_token(), self.dropped.clone());
         let max_age = self.limits.max_connection_age.map(jittered);
         // The certificate as it is now.
-        let (handshake, tls) =
-            (self.limits.handshake, self.tls.as_ref().map(|tls| tls.load().serving.clone()));
+        let served = self.tls.as_ref().map(|tls| tls.load_full());
+        let tls = served.as_ref().map(|served| served.shown.serving.clone());
+        let trust = served.map_or_else(CancellationToken::new, |served| served.trust.clone());
+        let handshake = self.limits.handshake;
         let (clock, failures) = (self.clock.clone(), Arc::clone(&self.failures));
         async move {
             let _place = place;
@@ -213,6 +215,10 @@ impl Connections {
                     return tracing::debug!(%peer, "a silent connection was let go");
                 }
             };
+            if trust.is_cancelled() {
+                // Trusted a moment ago, by those who are no longer asked.
+                return;
+            }
             let of_requests = Closing(closing.clone());
             let routes = MapRequest::new(routes, move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(budget.clone());
@@ -229,7 +235,7 @@ impl Connections {
             let ended = tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
-                () = due(&closing, max_age) => {
+                () = due(&closing, &trust, max_age) => {
                     // Before clients are told: no stream is to keep it open.
                     closing.cancel();
                     connection.as_mut().graceful_shutdown();
@@ -247,11 +253,18 @@ impl Connections {
     }
 }
 
-/// Waits until a connection is to end: the server drains, or it is old enough.
-async fn due(closing: &CancellationToken, max_age: Option<Duration>) {
+/// Waits until a connection is to end: the server drains, callers are trusted by another CA, or it is old enough.
+async fn due(closing: &CancellationToken, trust: &CancellationToken, max_age: Option<Duration>) {
+    let ends = async {
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => {}
+            () = trust.cancelled() => {}
+        }
+    };
     match max_age {
-        Some(max_age) => drop(tokio::time::timeout(max_age, closing.cancelled()).await),
-        None => closing.cancelled().await,
+        Some(max_age) => drop(tokio::time::timeout(max_age, ends).await),
+        None => ends.await,
     }
 }
 

@@ -252,8 +252,8 @@ async fn a_file_that_is_broken_changes_nothing() {
         let path = scene.directory.path().join(file);
         let before = fs::read(&path).unwrap();
         fs::write(&path, broken).unwrap();
-        let told = scene.server.live().set_rules(&scene.config).unwrap_err().to_string();
-        assert!(told.contains(file), "{told}");
+        let told = scene.server.live().set_rules(&scene.config).unwrap_err();
+        assert!(told.len() == 1 && told[0].text.contains(file), "{told:?}");
         assert_eq!(call(&tokens[0]).await, Some(ErrorReason::RecordNotFound));
         assert_eq!(call(&issuer.token("worker", 60)).await, Some(ErrorReason::RecordNotFound));
         fs::write(&path, before).unwrap();

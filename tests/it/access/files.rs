@@ -69,6 +69,20 @@ fn files_that_cannot_be_used_are_named_with_their_cause_and_the_exit_status_is_2
 }
 
 #[test]
+fn every_file_that_cannot_be_used_is_told_at_once() {
+    let gone: Vec<_> =
+        ["cert", "key", "client_ca", "tokens", "jwks"].map(|file| format!("/gone/{file}")).into();
+    let flags = ["--tls-cert", "--tls-key", "--tls-client-ca", "--access-tokens", "--access-jwks"];
+    let mut flags: Vec<_> = flags.into_iter().zip(gone.iter().map(String::as_str)).collect();
+    flags.extend([("--access-jwt-issuer", "https://issuer.example"), ("--access-jwt-audience", "onced")]);
+    let (code, said) = checked(&flags);
+    assert_eq!((code, said.lines().count()), (Some(2), gone.len()), "{said}");
+    for file in gone {
+        assert!(said.contains(&file), "{file}: {said}");
+    }
+}
+
+#[test]
 fn a_certificate_that_has_expired_is_refused_and_one_that_is_yet_to_come_warned_of() {
     let certificates = Certificates::new();
     certificates.sign_for_year("old", "localhost", 2020);

@@ -1,11 +1,17 @@
 //! TLS between servers and clients, and what each says of the other's mistakes.
 
+use std::fs;
 use std::time::Duration;
 
 use onced::clock::wall_time;
+use onced_client::v1::begin_response::Result as Begun;
 use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
+use onced_client::v1::{BeginRequest, Claim, Disposition, ReleaseRequest, WatchRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::support::log::Log;
@@ -133,6 +139,72 @@ async fn with_a_client_ca_no_connection_is_served_without_a_certificate_of_it() 
     told(call(showing(&server, others.identity("caller"))).await, &["tls.client_ca"]);
 }
 
+fn trusting(certificates: &Certificates) -> ClientTlsConfig {
+    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(fs::read(certificates.ca()).unwrap()))
+}
+
+async fn connect(server: &TestServer, tls: ClientTlsConfig) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.address())).unwrap();
+    endpoint.tls_config(tls).unwrap().connect().await.unwrap()
+}
+
+fn begin(key: &str) -> BeginRequest {
+    let (namespace, key) = ("n".to_owned(), key.to_owned());
+    BeginRequest {
+        namespace,
+        key,
+        request_id: uuid::Uuid::from_u128(1).to_string(),
+        ..BeginRequest::default()
+    }
+}
+
+fn renew(server: &TestServer, config: &Config) {
+    let (serving, _) = config.tls.files().unwrap().load(wall_time()).unwrap();
+    server.live().set_tls(serving);
+}
+
+/// Whoever a CA let in goes with it, also from connections that are open.
+#[tokio::test]
+async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_end() {
+    let (certificates, old, new) = (Certificates::for_a_server(), Certificates::new(), Certificates::new());
+    old.sign("caller", &["caller.example"]);
+    new.sign("caller", &["caller.example"]);
+    let mut config = speaking_tls(&certificates);
+    let trusted = certificates.path("callers");
+    fs::copy(old.ca(), &trusted).unwrap();
+    config.tls.client_ca = Some(trusted.clone());
+    let server = start(config.clone()).await;
+    let showing = |(cert, key)| {
+        let identity = Identity::from_pem(fs::read(cert).unwrap(), fs::read(key).unwrap());
+        trusting(&certificates).identity(identity)
+    };
+    let connection = connect(&server, showing(old.identity("caller"))).await;
+    let mut api = IdempotencyServiceClient::new(connection);
+    let (namespace, key) = ("n".to_owned(), "watched".to_owned());
+    let claimed = api.begin(begin("watched")).await.unwrap().into_inner().result;
+    let Some(Begun::Claim(Claim { fencing_token, .. })) = claimed else { panic!("{claimed:?}") };
+    let mut watch = api.watch(WatchRequest { namespace, key }).await.unwrap().into_inner();
+    watch.message().await.unwrap().expect("a state");
+
+    certificates.sign("server", &["localhost", "127.0.0.1"]);
+    renew(&server, &config);
+    let (namespace, key) = ("n".to_owned(), "watched".to_owned());
+    let disposition = Disposition::Retry.into();
+    let released = ReleaseRequest { namespace, key, fencing_token, disposition, ..ReleaseRequest::default() };
+    api.release(released).await.unwrap();
+    watch.message().await.unwrap().expect("the watch goes on");
+
+    fs::copy(new.ca(), &trusted).unwrap();
+    renew(&server, &config);
+    let ended = tokio::time::timeout(HANGS, watch.message()).await.expect("the watch goes on").unwrap_err();
+    assert_eq!(ended.get_details_error_info().unwrap().reason, "DRAINING");
+    let client = |identity: (PathBuf, PathBuf)| {
+        client(&server, "https://").ca_file(certificates.ca()).identity_files(identity.0, identity.1)
+    };
+    told(call(client(old.identity("caller"))).await, &["tls.client_ca"]);
+    call(client(new.identity("caller"))).await.unwrap();
+}
+
 /// New certificates come while callers call: no call fails, and new connections see the new one.
 #[tokio::test]
 async fn new_certificates_cost_no_call_on_connections_that_are_open() {
@@ -140,15 +212,7 @@ async fn new_certificates_cost_no_call_on_connections_that_are_open() {
     let config = speaking_tls(&certificates);
     let server = Arc::new(start(config.clone()).await);
     let api = client(&server, "https://").ca_file(certificates.ca());
-    let connection = tonic::transport::Endpoint::from_shared(format!("https://{}", server.address()))
-        .unwrap()
-        .tls_config(tonic::transport::ClientTlsConfig::new().ca_certificate(
-            tonic::transport::Certificate::from_pem(std::fs::read(certificates.ca()).unwrap()),
-        ))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let connection = connect(&server, trusting(&certificates)).await;
     let done = tokio_util::sync::CancellationToken::new();
     let callers: Vec<_> = (0..8)
         .map(|_| {
@@ -158,7 +222,7 @@ async fn new_certificates_cost_no_call_on_connections_that_are_open() {
                 while !done.is_cancelled() {
                     let lookup = LookupRequest { namespace: "n".to_owned(), key: "k".to_owned(), wait: None };
                     let status = api.lookup(lookup).await.expect_err("there is no record");
-                    assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+                    assert_eq!(status.code(), Code::NotFound, "{status}");
                     calls += 1;
                 }
                 calls
@@ -168,8 +232,7 @@ async fn new_certificates_cost_no_call_on_connections_that_are_open() {
     let mut shown = Vec::new();
     for _ in 0..20 {
         certificates.sign("server", &["localhost", "127.0.0.1"]);
-        let (serving, _) = config.tls.files().unwrap().load(onced::clock::wall_time()).unwrap();
-        server.live().set_tls(serving);
+        renew(&server, &config);
         let stream = certificates.connect(server.address(), None, &["h2"]).await.unwrap();
         shown.push(stream.get_ref().1.peer_certificates().unwrap()[0].clone());
         call(api.clone()).await.unwrap();
