@@ -17,7 +17,9 @@ const LEASE_TTL_S: i64 = 30;
 const UNKNOWN: i64 = -1;
 /// How long an answer may take. Without one nothing is known, and the next probes ask again.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// After how long one that does not know the lease is asked again: its leader may be behind with what it decided.
+/// How often they are asked for the lease before it is believed: they ask their leader, which may be new, and behind.
+const TIMES: usize = 3;
+/// How long they are left alone in between.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A member as it calls itself: the id of its cluster and its own.
@@ -41,17 +43,23 @@ impl Endpoints {
             let Some((first, others @ [_, ..])) = lines.split_first() else { continue };
             let lease = self.grant(first, name).await?;
             for other in others {
-                if self.knows(other, name, lease).await? {
-                    continue;
-                }
-                tokio::time::sleep(PAUSE).await;
-                // The first one last, so that the lease was there while the other was asked.
-                if !self.knows(other, name, lease).await? && self.knows(first, name, lease).await? {
+                if self.differ(first, other, name, lease).await? {
                     return Some(text(self.address(first), self.address(other)));
                 }
             }
         }
         None
+    }
+
+    /// Whether the one knows the lease and the other does not, each time that they are asked.
+    async fn differ(&self, one: &Line, other: &Line, name: Name, lease: i64) -> Option<bool> {
+        for _ in 0..TIMES {
+            if self.knows(other, name, lease).await? || !self.knows(one, name, lease).await? {
+                return Some(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Some(true)
     }
 
     async fn name(&self, line: &Line) -> Option<Name> {
