@@ -265,9 +265,9 @@ fn read(key: &Value) -> Result<Option<Key>, String> {
         if found.len() == len { Ok(found) } else { Err(format!("{name} has not {len} bytes")) }
     };
     let point = |len| Ok::<_, String>([vec![4], exactly("x", len)?, exactly("y", len)?].concat());
-    if key.get("d").is_some() {
+    if key.get("d").or(key.get("k")).is_some() {
         return Err(
-            "it is a private one (d), by which whoever reads the file signs tokens; leave its public part"
+            "it is a secret one (d, k), by which whoever reads the file signs tokens; leave its public part"
                 .into(),
         );
     }

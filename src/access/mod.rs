@@ -61,6 +61,11 @@ impl Gate {
         self.certificates || self.tokens.is_some() || self.issuer.is_some()
     }
 
+    /// Whether anybody has a token of the server's own.
+    pub fn has_tokens(&self) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| !tokens.is_empty())
+    }
+
     /// Who calls, if that matters. A token counts more than a certificate: it is of the call, which may go through the
     /// connection of another; and one that is wrong is never made good by a certificate.
     ///

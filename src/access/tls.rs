@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{Error, RootCertStore, ServerConfig};
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -18,6 +19,13 @@ use crate::record::Timestamp;
 
 /// What a connection must speak.
 pub const ALPN: &[u8] = b"h2";
+/// The settings of the server's certificate and of its key.
+const OWN: (&str, &str) = ("tls.cert", "tls.key");
+/// The setting of the CA that signs for callers.
+const CLIENT_CA: &str = "tls.client_ca";
+/// The settings of what TLS to etcd stands on.
+const ETCD: (&str, &str) = ("etcd.cert", "etcd.key");
+const ETCD_CA: &str = "etcd.ca";
 /// How long before its end a certificate is warned of.
 const SOON: Duration = Duration::from_secs(3 * 24 * 3_600);
 
@@ -73,9 +81,9 @@ impl Shown {
         }
     }
 
-    /// Whether both take the same certificates of callers.
-    pub fn trusts_as(&self, other: &Shown) -> bool {
-        self.trusted.roots == other.trusted.roots
+    /// Whether it takes the certificates of callers that the other one takes, and maybe more.
+    pub fn trusts_all_of(&self, other: &Shown) -> bool {
+        other.trusted.roots.iter().all(|root| self.trusted.roots.contains(root))
     }
 
     /// What to warn of at `now`.
@@ -92,36 +100,33 @@ impl TlsFiles {
     /// Each file that cannot be used.
     pub fn load(&self, now: Timestamp) -> Result<(Shown, Vec<String>), Vec<Unusable>> {
         let provider = Arc::new(ring::default_provider());
-        let own = both(self.chain(now), self.private_key());
-        let ((chain, key), trusted) = both(own, self.trusted())?;
+        let own = certified(OWN, &self.cert, &self.key, now, &provider);
+        let (own, trusted) = both(own, self.trusted())?;
+        let cert = own.cert.first().cloned();
+        let cert = cert.ok_or_else(|| Unusable::of(OWN.0, &self.cert, "holds no certificate"))?;
         let verifier = self.verifier(&trusted, &provider)?;
-        let (cert, config) = self.config(chain, key, verifier, provider)?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Unusable::of(OWN.0, &self.cert, format!("cannot be served: {error}")))?;
+        let builder = match verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        if self.client_ca.is_some() {
+            // A session that is resumed has the certificate of the first one, which nobody looks at again.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         let shown = Shown { serving: Arc::new(config), file: self.cert.clone(), cert, trusted };
         let doubts = shown.doubt(now).into_iter().collect();
         Ok((shown, doubts))
     }
 
-    /// The certificate of the server, with those after it.
-    fn chain(&self, now: Timestamp) -> Result<Chain, Unusable> {
-        let chain = certificates("tls.cert", &self.cert)?;
-        if let Some(cert) = chain.first() {
-            life(cert, now).map_err(|why| self.of_cert(format!("holds a certificate that {why}")))?;
-        }
-        Ok(chain)
-    }
-
-    fn private_key(&self) -> Result<PrivateKeyDer<'static>, Unusable> {
-        PrivateKeyDer::from_pem_slice(&read("tls.key", &self.key)?).map_err(|error| match error {
-            PemError::NoItemsFound => {
-                self.of_key("holds no private key in PEM, or an encrypted one".to_owned())
-            }
-            error => self.of_key(no_pem(&error)),
-        })
-    }
-
     /// Who may have signed the certificates of callers: nobody where none are asked for.
     fn trusted(&self) -> Result<Arc<RootCertStore>, Unusable> {
-        let roots = self.client_ca.as_deref().map(roots).transpose()?;
+        let roots = self.client_ca.as_deref().map(|file| roots(CLIENT_CA, file)).transpose()?;
         Ok(Arc::new(roots.unwrap_or_else(RootCertStore::empty)))
     }
 
@@ -137,46 +142,8 @@ impl TlsFiles {
             ClientAuth::Required => verifier,
             ClientAuth::Optional => verifier.allow_unauthenticated(),
         };
-        let cannot = |error| Unusable::of("tls.client_ca", file, format!("cannot be used: {error}"));
+        let cannot = |error| Unusable::of(CLIENT_CA, file, format!("cannot be used: {error}"));
         verifier.build().map(Some).map_err(cannot)
-    }
-
-    fn config(
-        &self,
-        chain: Chain,
-        key: PrivateKeyDer<'static>,
-        verifier: Option<Arc<dyn ClientCertVerifier>>,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<(CertificateDer<'static>, ServerConfig), Unusable> {
-        let cert = chain.first().cloned().ok_or_else(|| self.of_cert("holds no certificate".to_owned()))?;
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| self.of_cert(format!("cannot be served: {error}")))?;
-        let builder = match verifier {
-            None => builder.with_no_client_auth(),
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
-        };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
-            Error::InconsistentKeys(_) => {
-                self.of_key(format!("is not the key of the certificate in {}", self.cert.display()))
-            }
-            Error::InvalidCertificate(error) => {
-                self.of_cert(format!("holds a certificate that is none: {error}"))
-            }
-            error => self.of_key(format!(
-                "holds a key that cannot be used: it may be RSA of 2048 bits or more, P-256, P-384 or Ed25519: {error}"
-            )),
-        })?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok((cert, config))
-    }
-
-    fn of_cert(&self, why: String) -> Unusable {
-        Unusable::of("tls.cert", &self.cert, why)
-    }
-
-    fn of_key(&self, why: String) -> Unusable {
-        Unusable::of("tls.key", &self.key, why)
     }
 
     /// All of them.
@@ -185,15 +152,76 @@ impl TlsFiles {
     }
 }
 
-/// A certificate, and those between it and its CA.
-type Chain = Vec<CertificateDer<'static>>;
+/// Checks the files that TLS with etcd stands on, as a client's: those that cannot be used, and what to warn of at `now`.
+pub fn check_for_etcd(
+    ca: Option<&Path>,
+    cert: Option<&Path>,
+    key: Option<&Path>,
+    now: Timestamp,
+) -> (Vec<Unusable>, Vec<String>) {
+    let mut unusable: Vec<Unusable> = ca.and_then(|file| roots(ETCD_CA, file).err()).into_iter().collect();
+    let mut doubts = Vec::new();
+    match (cert, key) {
+        (Some(cert), Some(key)) => match certified(ETCD, cert, key, now, &ring::default_provider()) {
+            Ok(own) => {
+                let doubt = own.cert.first().and_then(|own| life(own, now).unwrap_or_else(Some));
+                let told = |doubt| format!("the certificate for etcd, {}, {doubt}", cert.display());
+                doubts.extend(doubt.map(told));
+            }
+            Err(more) => unusable.extend(more),
+        },
+        // One without the other is told of elsewhere.
+        (cert, key) => {
+            unusable.extend(cert.and_then(|file| certificates(ETCD.0, file).err()));
+            unusable.extend(key.and_then(|file| read(ETCD.1, file).err()));
+        }
+    }
+    (unusable, doubts)
+}
+
+/// A certificate, with those between it and its CA, and its key; the settings name the one and the other.
+fn certified(
+    (of_cert, of_key): (&'static str, &'static str),
+    cert: &Path,
+    key: &Path,
+    now: Timestamp,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, Vec<Unusable>> {
+    let refuse_cert = |why: String| Unusable::of(of_cert, cert, why);
+    let refuse_key = |why: String| Unusable::of(of_key, key, why);
+    let chain = certificates(of_cert, cert).and_then(|chain| match chain.first().map(|own| life(own, now)) {
+        Some(Err(why)) => Err(refuse_cert(format!("holds a certificate that {why}"))),
+        Some(Ok(_)) | None => Ok(chain),
+    });
+    let private = read(of_key, key).and_then(|text| {
+        PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+            PemError::NoItemsFound => {
+                refuse_key("holds no private key in PEM, or an encrypted one".to_owned())
+            }
+            error => refuse_key(no_pem(&error)),
+        })
+    });
+    let (chain, private) = both(chain, private)?;
+    let own = CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
+        Error::InconsistentKeys(_) => {
+            refuse_key(format!("is not the key of the certificate in {}", cert.display()))
+        }
+        Error::InvalidCertificate(error) => {
+            refuse_cert(format!("holds a certificate that is none: {error}"))
+        }
+        error => refuse_key(format!(
+            "holds a key that cannot be used: it may be RSA of 2048 bits or more, P-256, P-384 or Ed25519: {error}"
+        )),
+    })?;
+    Ok(own)
+}
 
 fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, Unusable> {
     fs::read(file).map_err(|error| Unusable::unread(setting, file, &error))
 }
 
 /// The certificates of a file, at least one.
-fn certificates(setting: &'static str, file: &Path) -> Result<Chain, Unusable> {
+fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let text = read(setting, file)?;
     let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| Unusable::of(setting, file, no_pem(&error)))?;
@@ -210,11 +238,10 @@ fn no_pem(error: &PemError) -> String {
     }
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, Unusable> {
-    const SETTING: &str = "tls.client_ca";
+fn roots(setting: &'static str, file: &Path) -> Result<RootCertStore, Unusable> {
     let mut roots = RootCertStore::empty();
-    for cert in certificates(SETTING, file)? {
-        let why = |error| Unusable::of(SETTING, file, format!("holds a certificate that is none: {error}"));
+    for cert in certificates(setting, file)? {
+        let why = |error| Unusable::of(setting, file, format!("holds a certificate that is none: {error}"));
         roots.add(cert).map_err(why)?;
     }
     Ok(roots)

@@ -20,6 +20,8 @@ use crate::telemetry::metrics::{RELOAD_REFUSED, RELOADS};
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long the files may take to be read before that is told.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// What is taken or refused by itself, as the metrics have it.
 const SETTINGS: &str = "settings";
@@ -58,26 +60,44 @@ impl Reloads {
     /// Reads the settings again at each signal, and the files when they change.
     pub async fn go_on(mut self) {
         loop {
-            tokio::select! {
+            let read: fn(&mut Self) = tokio::select! {
                 biased;
                 hangup = self.hangups.recv() => match hangup {
-                    Some(()) => self.reload(),
+                    Some(()) => Self::reload,
                     None => return,
                 },
-                _ = self.looks.tick() => {
-                    self.count();
-                    let seen = look(&self.running);
-                    if seen != self.seen {
-                        self.seen = seen;
-                        self.reload_files();
-                    }
+                _ = self.looks.tick() => Self::look_again,
+            };
+            // A file may be where reading hangs, which is not to be the end of all calls.
+            let mut reading = tokio::task::spawn_blocking(move || {
+                read(&mut self);
+                self
+            });
+            let read = match tokio::time::timeout(SLOW, &mut reading).await {
+                Ok(read) => read,
+                Err(_) => {
+                    tracing::error!("a file hangs when it is read: nothing is reloaded until that ends");
+                    reading.await
                 }
+            };
+            match read {
+                Ok(reloads) => self = reloads,
+                Err(error) => return tracing::error!(%error, "nothing is reloaded any more"),
             }
         }
     }
 
+    fn look_again(&mut self) {
+        self.count();
+        let seen = look(&self.running);
+        if seen != self.seen {
+            self.seen = seen;
+            self.reload_files();
+        }
+    }
+
     fn reload(&mut self) {
-        match self.sources.load() {
+        match self.sources.load_again() {
             Ok(loaded) => self.apply(loaded),
             Err(problems) => self.refuse(&problems),
         }
@@ -125,7 +145,10 @@ impl Reloads {
                 }
             }
             Err(unusable) => {
-                tell_unusable(&unusable, "who may call was not reloaded, and stays as it was");
+                tell_unusable(
+                    &unusable,
+                    "a file was not reloaded: what it held before stays as it was, all else is reloaded",
+                );
             }
         }
         let Some(files) = self.running.tls.files() else { return };

@@ -33,21 +33,64 @@ impl Config {
     /// # Errors
     /// Each that cannot be used.
     pub fn gate(&self) -> Result<Gate, Vec<Unusable>> {
-        let access = &self.access;
-        let tokens = access.tokens.as_deref().map(Tokens::load).transpose();
-        let issuer = match (&access.jwks, &access.jwt_issuer, &access.jwt_audience) {
-            (Some(keys), Some(name), Some(audience)) => Issuer::load(keys, name, audience).map(Some),
-            _ => Ok(None),
-        };
-        let (tokens, issuer) = both(tokens, issuer)?;
-        Ok(Gate {
-            certificates: self.tls.files().is_some_and(|files| files.client_ca.is_some()),
-            tokens: tokens.map(Arc::new),
-            issuer: issuer.map(Arc::new),
+        let (tokens, issuer) = both(self.tokens(), self.issuer())?;
+        Ok(self.gate_of(tokens.map(Arc::new), issuer.map(Arc::new)))
+    }
+
+    /// The same where a server runs. Of a file that cannot be used, or has lost all its tokens, that counts which was
+    /// there before: it comes with why, and holds up nothing else.
+    pub fn renew(&self, before: &Gate) -> (Gate, Vec<Unusable>) {
+        let mut unusable = Vec::new();
+        let tokens = self.tokens().and_then(|tokens| match (&self.access.tokens, &tokens) {
+            (Some(file), Some(now)) if now.is_empty() && before.has_tokens() => Err(Tokens::lost(file)),
+            _ => Ok(tokens),
+        });
+        let tokens = tokens.map_or_else(
+            |why| {
+                unusable.push(why);
+                before.tokens.clone()
+            },
+            |tokens| tokens.map(Arc::new),
+        );
+        let issuer = self.issuer().map_or_else(
+            |why| {
+                unusable.push(why);
+                before.issuer.clone()
+            },
+            |issuer| issuer.map(Arc::new),
+        );
+        (self.gate_of(tokens, issuer), unusable)
+    }
+
+    fn tokens(&self) -> Result<Option<Tokens>, Unusable> {
+        self.access.tokens.as_deref().map(Tokens::load).transpose()
+    }
+
+    /// Its name and audience are checked to be there elsewhere.
+    fn issuer(&self) -> Result<Option<Issuer>, Unusable> {
+        let text = |setting: &Option<String>| setting.clone().unwrap_or_default();
+        let (name, audience) = (text(&self.access.jwt_issuer), text(&self.access.jwt_audience));
+        self.access.jwks.as_deref().map(|keys| Issuer::load(keys, &name, &audience)).transpose()
+    }
+
+    fn gate_of(&self, tokens: Option<Arc<Tokens>>, issuer: Option<Arc<Issuer>>) -> Gate {
+        Gate {
+            certificates: self.takes_certificates(),
+            tokens,
+            issuer,
             rules: Arc::new(self.rules.clone()),
-            open_reflection: access.open_reflection,
+            open_reflection: self.access.open_reflection,
             version: Gate::next_version(),
-        })
+        }
+    }
+
+    fn takes_certificates(&self) -> bool {
+        self.tls.files().is_some_and(|files| files.client_ca.is_some())
+    }
+
+    /// Whether callers can show who they are.
+    fn knows_callers(&self) -> bool {
+        self.takes_certificates() || self.access.tokens.is_some() || self.access.jwks.is_some()
     }
 }
 
@@ -65,10 +108,21 @@ impl Checks<'_> {
         if tls.client_auth == ClientAuth::Optional && tls.client_ca.is_none() {
             self.refuse("tls.client_auth", "is for client certificates: set tls.client_ca, too");
         }
-        match tls.files().map(|files| files.load(wall_time())) {
+    }
+
+    /// What the files hold that callers are known by.
+    pub(super) fn access_files(&mut self, config: &Config) {
+        match config.tls.files().map(|files| files.load(wall_time())) {
             Some(Ok((_, doubts))) => self.doubts.extend(doubts),
             Some(Err(unusable)) => self.refuse_files(unusable),
             None => {}
+        }
+        match (config.gate(), &config.access.tokens) {
+            (Ok(gate), Some(file)) if !gate.has_tokens() => {
+                self.doubts.push(format!("{} holds no token, so nobody can show one", file.display()));
+            }
+            (Ok(_), _) => {}
+            (Err(unusable), _) => self.refuse_files(unusable),
         }
     }
 
@@ -100,16 +154,7 @@ impl Checks<'_> {
                 self.refuse(key, text);
             }
         }
-        let gate = match config.gate() {
-            Ok(gate) => gate,
-            Err(unusable) => return self.refuse_files(unusable),
-        };
-        if let (Some(file), Some(tokens)) = (&access.tokens, &gate.tokens)
-            && tokens.is_empty()
-        {
-            self.doubts.push(format!("{} holds no token, so nobody can show one", file.display()));
-        }
-        let known = gate.is_closed();
+        let known = config.knows_callers();
         if known && config.rules.is_empty() {
             let text =
                 "there are no access.rules: whoever shows who they are may do anything in every namespace";
@@ -126,7 +171,7 @@ impl Checks<'_> {
         }
     }
 
-    fn refuse_files(&mut self, unusable: Vec<Unusable>) {
+    pub(super) fn refuse_files(&mut self, unusable: Vec<Unusable>) {
         for Unusable { setting, text } in unusable {
             self.refuse(setting, text);
         }

@@ -7,22 +7,39 @@ use std::path::Path;
 use super::form::time;
 use super::problem::{Origin, Problem};
 use super::{Config, Policy, Secret, Setting, StoreUrl};
+use crate::access::tls;
+use crate::clock::wall_time;
 
 /// The variable that holds the password of the etcd user, if no file does.
 pub const PASSWORD_VARIABLE: &str = "ONCED_ETCD_PASSWORD";
 /// What surrounds an outcome in the largest request.
 const AROUND_OUTCOME_BYTES: usize = 16 << 10;
 
+/// Which files are looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// All that settings name.
+    All,
+    /// Those without which the settings are not whole. A running server has the others, and takes what they hold now
+    /// each by itself: one that cannot be used is not to be in the way of anything else.
+    Needed,
+}
+
 /// Notes what does not fit together, and reads the password. What looks like a mistake and need not be one comes back.
 pub fn check(
     config: &mut Config,
     origins: &BTreeMap<String, Origin>,
     variable: impl Fn(&str) -> Option<String>,
+    files: Files,
     problems: &mut Vec<Problem>,
 ) -> Vec<String> {
     let mut checks = Checks { origins, problems, doubts: Vec::new() };
     checks.tls(config);
     checks.access(config);
+    if files == Files::All {
+        checks.access_files(config);
+        checks.etcd_files(config);
+    }
     checks.etcd_is_meant(config);
     checks.certificates(config);
     checks.ports(config);
@@ -108,11 +125,15 @@ impl Checks<'_> {
             (None, Some(_)) => self.refuse("etcd.key", "needs its certificate: set etcd.cert, too"),
             (Some(_), Some(_)) | (None, None) => {}
         }
-        for (key, file) in [("etcd.ca", &etcd.ca), ("etcd.cert", &etcd.cert), ("etcd.key", &etcd.key)] {
-            if let Some(Err(error)) = file.as_deref().map(fs::read) {
-                self.refuse(key, cannot_read(file.as_deref().unwrap_or(Path::new("")), &error));
-            }
-        }
+    }
+
+    /// The files to speak TLS with etcd by: it reads them itself for each connection.
+    fn etcd_files(&mut self, config: &Config) {
+        let etcd = &config.etcd;
+        let [ca, cert, key] = [&etcd.ca, &etcd.cert, &etcd.key].map(Option::as_deref);
+        let (unusable, doubts) = tls::check_for_etcd(ca, cert, key, wall_time());
+        self.doubts.extend(doubts);
+        self.refuse_files(unusable);
     }
 
     /// The password in a file, or else in the environment: command lines are there for all to see.

@@ -2,6 +2,7 @@
 
 use super::form::{Form, Raw};
 use crate::access::{Action, Pattern};
+use crate::record::Namespace;
 
 /// Some of something, at least one.
 pub struct Each<F>(pub F);
@@ -29,12 +30,42 @@ impl<T, F: Form<T>> Form<Vec<T>> for Each<F> {
     }
 }
 
-/// A name, or with a star at its end all that begin so.
-pub struct Wild;
+/// A name of this kind, or with a star at its end all that begin so.
+pub enum Wild {
+    /// That of a caller.
+    Identity,
+    /// That of a namespace.
+    Namespace,
+}
+
+/// How the names of callers begin.
+const IDENTITIES: [&str; 4] = ["spiffe://", "dns:", "token:", "jwt:"];
+
+impl Wild {
+    /// Whether there may be anything that it stands for.
+    fn may_match(&self, pattern: &Pattern) -> bool {
+        let text = pattern.as_str();
+        let (stem, wild) = text.strip_suffix('*').map_or((text, false), |stem| (stem, true));
+        match self {
+            Wild::Identity => {
+                IDENTITIES.iter().any(|kind| stem.starts_with(kind) || (wild && kind.starts_with(stem)))
+            }
+            Wild::Namespace => (wild && stem.is_empty()) || Namespace::new(stem).is_some(),
+        }
+    }
+}
 
 impl Form<Pattern> for Wild {
     fn expected(&self) -> String {
-        "a name, or the beginning of names and a * at its end".to_owned()
+        match self {
+            Wild::Identity => {
+                "an identity (spiffe://…, dns:…, token:… or jwt:…), or the beginning of such and a * at its end"
+            }
+            Wild::Namespace => {
+                "a namespace (it matches [a-z0-9][a-z0-9._-]{0,62}), or the beginning of such and a * at its end"
+            }
+        }
+        .to_owned()
     }
 
     fn placeholder(&self) -> &'static str {
@@ -43,6 +74,7 @@ impl Form<Pattern> for Wild {
 
     fn read(&self, raw: &Raw) -> Result<Pattern, String> {
         let pattern = if let Raw::Text(text) = raw { Pattern::new(text) } else { None };
+        let pattern = pattern.filter(|pattern| self.may_match(pattern));
         pattern.ok_or_else(|| format!("expected {}, found {raw}", self.expected()))
     }
 

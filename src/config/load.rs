@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::check::{PASSWORD_VARIABLE, check};
+use super::check::{Files, PASSWORD_VARIABLE, check};
 use super::file::{self, EMPTY_TABLE, Entry};
 use super::form::Raw;
 use super::problem::{Origin, Problem, Problems, meant};
@@ -58,11 +58,23 @@ impl Sources {
         self.file.clone().or_else(|| self.variable(FILE_VARIABLE).map(PathBuf::from))
     }
 
-    /// Reads and checks all of it.
+    /// Reads and checks all of it, for a start.
     ///
     /// # Errors
     /// All that is wrong.
     pub fn load(&self) -> Result<Loaded, Problems> {
+        self.read(Files::All)
+    }
+
+    /// Reads and checks all of it but what the files of certificates, tokens and keys hold, for a server that runs.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn load_again(&self) -> Result<Loaded, Problems> {
+        self.read(Files::Needed)
+    }
+
+    fn read(&self, files: Files) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let file = self.file();
         let entries = file.as_deref().map_or_else(Vec::new, |file| read(file, &mut problems));
@@ -88,7 +100,7 @@ impl Sources {
         // What cannot be read may set anything.
         if unread == 0 {
             let given = |name: &str| self.variable(name).map(str::to_owned);
-            doubts.extend(check(&mut config, &origins, given, &mut problems));
+            doubts.extend(check(&mut config, &origins, given, files, &mut problems));
         }
         problems.sort();
         problems.dedup();

@@ -20,8 +20,8 @@ pub fn is_of_rule(entry: &Entry) -> bool {
 /// The settings of a rule.
 pub fn settings(rule: &mut Rule) -> Vec<Setting<'_>> {
     vec![
-        Setting::new("identities", "Who", Reload::Live, &mut rule.identities, Each(Wild)),
-        Setting::new("namespaces", "Where", Reload::Live, &mut rule.namespaces, Each(Wild)),
+        Setting::new("identities", "Who", Reload::Live, &mut rule.identities, Each(Wild::Identity)),
+        Setting::new("namespaces", "Where", Reload::Live, &mut rule.namespaces, Each(Wild::Namespace)),
         Setting::new("actions", "What", Reload::Live, &mut rule.actions, Each(Act)),
     ]
 }

@@ -7,7 +7,8 @@ use tokio::time::error::Elapsed;
 
 use crate::store::{Loaded, Page, StoreError, Swapped, Watch};
 use crate::telemetry::metrics::{
-    CLAIMS_OPEN, LATE_COMPLETES, REPLAYS, ROOMS, STORE_OPERATION_DURATION, Times, UNRECEIVED_CLAIMS,
+    CLAIMS_OPEN, LATE_COMPLETES, RECORDS_CORRUPT, REPLAYS, ROOMS, STORE_OPERATION_DURATION, Times,
+    UNRECEIVED_CLAIMS,
 };
 use crate::telemetry::span::Span;
 
@@ -97,6 +98,7 @@ done!(Option<Loaded> Watch Page);
 /// The meters of a coordinator.
 pub(super) struct Meters {
     trips: Times,
+    corrupt: Counter,
     /// Outcomes that came after the lapse of their claim.
     pub(super) late_completes: Counter,
     /// Claims that nobody received, given back.
@@ -115,6 +117,8 @@ impl Default for Meters {
     fn default() -> Self {
         Self {
             trips: Times::new(TRIPS.len() * OUTCOMES.len()),
+            // Shown before there is one: of a count that begins with one, nobody can tell that it grew.
+            corrupt: counter!(RECORDS_CORRUPT),
             late_completes: counter!(LATE_COMPLETES),
             given_back: counter!(UNRECEIVED_CLAIMS, "end" => "given_back"),
             kept: counter!(UNRECEIVED_CLAIMS, "end" => "kept"),
@@ -129,6 +133,9 @@ impl Default for Meters {
 impl Meters {
     /// Counts a trip to the store.
     pub(super) fn trip(&self, trip: Trip, outcome: Outcome, took: Duration) {
+        if let Outcome::Corrupt = outcome {
+            self.corrupt.increment(1);
+        }
         let (trip, outcome) = (trip as usize, outcome as usize);
         let make = || -> Histogram {
             let (operation, outcome) = (TRIPS[trip], OUTCOMES[outcome]);

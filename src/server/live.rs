@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Gate, Shown, Tokens, Unusable, both};
+use crate::access::{Gate, Shown, Unusable, both};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
@@ -20,7 +20,7 @@ pub(super) type LiveTls = Arc<ArcSwap<Served>>;
 /// A certificate, and the connections that were made while it was shown.
 pub(super) struct Served {
     pub(super) shown: Shown,
-    /// Cancelled when other certificates of callers are taken than were then.
+    /// Cancelled when a CA is gone whose certificates of callers were taken then.
     pub(super) trust: CancellationToken,
 }
 
@@ -52,30 +52,27 @@ impl Live {
     /// Serves by other rules from now on.
     ///
     /// # Errors
-    /// Each file that they name and cannot be used, or whose tokens are all gone; all is then as before.
+    /// Each file that they name and cannot be used, or whose tokens are all gone: what it held before stays in force.
+    /// All else is in force now.
     pub fn set_rules(&self, config: &Config) -> Result<(), Vec<Unusable>> {
-        let gate = config.gate()?;
-        let without = |gate: &Gate| gate.tokens.as_ref().is_none_or(|tokens| tokens.is_empty());
-        if let Some(file) = &config.access.tokens
-            && without(&gate)
-            && !without(&self.rules.load().gate)
-        {
-            return Err(vec![Tokens::lost(file)]);
-        }
+        let (gate, unusable) = config.renew(&self.rules.load().gate);
         self.rules.store(Arc::new(rpc::Rules::of(config, gate)));
-        Ok(())
+        if unusable.is_empty() { Ok(()) } else { Err(unusable) }
     }
 
-    /// Shows new connections another certificate from now on. Where callers are trusted by another CA, the connections
-    /// that there are end once their calls are answered: who made them was trusted by the old one. A server that speaks
-    /// no TLS goes on so.
+    /// Shows new connections another certificate from now on. Where a CA is gone that callers were trusted by, the
+    /// connections that there are end, once their calls are answered: it may have signed for who made them. A server that
+    /// speaks no TLS goes on so.
     pub fn set_tls(&self, shown: Shown) {
         let Some(tls) = &self.tls else { return };
         let before = tls.load();
-        if before.shown.trusts_as(&shown) {
+        if shown.trusts_all_of(&before.shown) {
             tls.store(Arc::new(Served { shown, trust: before.trust.clone() }));
         } else {
             tls.store(Arc::new(Served { shown, trust: CancellationToken::new() }));
+            tracing::warn!(
+                "a CA is gone from the file of tls.client_ca: the connections that there are end now"
+            );
             before.trust.cancel();
         }
     }

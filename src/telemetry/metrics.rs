@@ -128,6 +128,8 @@ declare! {
     /// How long trips to the store took: load, swap, watch or scan, by outcome: done, conflict, not_applied,
     /// unknown, full, corrupt, or timeout
     STORE_OPERATION_DURATION = "onced_store_operation_duration_seconds", Times ["operation", "outcome"];
+    /// Trips to the store that came upon a record which cannot be read
+    RECORDS_CORRUPT = "onced_records_corrupt_total", Counter [];
 
     /// How long commits of the embedded store took, until they were durable
     EMBEDDED_COMMIT_DURATION = "onced_embedded_commit_duration_seconds", Times [];

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
+use onced_client::v1::resolve_request::Resolution;
 use tonic::Code;
 use tracing::field::{DisplayValue, display};
 
@@ -16,7 +17,7 @@ use crate::access::{Caller, Unproven};
 use crate::clock::Clock;
 use crate::coordinator::Error;
 use crate::record::{Key, Namespace, RecordKey};
-use crate::rpc::call::{Answer, Call, Context, Rpc};
+use crate::rpc::call::{Answer, Call, Context, Request, Rpc};
 use crate::rpc::failure::{Denied, Failure};
 use crate::rpc::status;
 use crate::store::StoreError;
@@ -49,7 +50,8 @@ where
 
     fn call(&mut self, mut call: Call) -> Self::Future {
         let (rpc, caller) = (call.request.kind(), call.caller.clone());
-        let line = self.journal.open(rpc, call.request.name(), &mut call.context, caller);
+        let mut line = self.journal.open(rpc, call.request.name(), &mut call.context, caller);
+        line.settles = Settles::of(&call.request);
         let answering = span::at(line.span.place(), self.inner.call(call));
         Box::pin(async move {
             let result = answering.await;
@@ -91,7 +93,8 @@ impl Journal {
         let span = Span::of_call(rpc.method(), context.trace);
         context.trace = span.place().or(context.trace);
         let subject = Subject::of(namespace, key);
-        Line { journal: self.clone(), rpc, context: *context, caller, subject, span, ended: false }
+        let settles = Settles::default();
+        Line { journal: self.clone(), rpc, context: *context, caller, subject, settles, span, ended: false }
     }
 
     /// A request from nobody knows whom.
@@ -119,8 +122,36 @@ pub struct Line {
     context: Context,
     caller: Option<Caller>,
     subject: Subject,
+    settles: Settles,
     span: Span,
     ended: bool,
+}
+
+/// What an operator does to a record.
+#[derive(Clone, Copy, Default)]
+struct Settles {
+    fencing_token: Option<u64>,
+    to: Option<&'static str>,
+}
+
+impl Settles {
+    fn of(request: &Request) -> Self {
+        let (token, to) = match request {
+            Request::Resolve(request) => {
+                let to = match &request.resolution {
+                    Some(Resolution::Retry(_)) => "retry",
+                    Some(Resolution::Outcome(_)) => "outcome",
+                    None => return Self::default(),
+                };
+                (request.fencing_token, to)
+            }
+            Request::Delete(request) => {
+                (request.fencing_token, if request.force { "deleted by force" } else { "deleted" })
+            }
+            _ => return Self::default(),
+        };
+        Self { fencing_token: Some(token), to: Some(to) }
+    }
 }
 
 impl Line {
@@ -150,13 +181,14 @@ impl Line {
     fn store_failed(&self, error: &StoreError) {
         let (rpc, trace_id) = (self.rpc.name(), trace_id(self.context.trace));
         let Subject { namespace, key } = &self.subject;
+        let (caller, peer) = (self.caller(), self.context.peer.map(display));
         if let StoreError::Corrupt { .. } = error {
             // A List names no key.
             let key = error.corrupt_key().map_or_else(|| key.clone(), RecordKey::short_hash);
-            tracing::warn!(rpc, namespace, key, trace_id, %error, "the store failed");
+            tracing::warn!(rpc, namespace, key, caller, peer, trace_id, %error, "the store failed");
         } else if let Some(withheld) = self.journal.lines.store_failures.pass(self.journal.clock.now()) {
             let withheld = some(withheld);
-            tracing::warn!(rpc, namespace, key, trace_id, withheld, %error, "the store failed");
+            tracing::warn!(rpc, namespace, key, caller, peer, trace_id, withheld, %error, "the store failed");
         }
     }
 
@@ -169,6 +201,11 @@ impl Line {
         }
     }
 
+    /// As text, which is quoted: a name may have any character that can be read.
+    fn caller(&self) -> Option<String> {
+        self.caller.as_ref().map(Caller::to_string)
+    }
+
     fn write(&self, failure: Option<&Failure>) {
         macro_rules! answered {
             ($level:ident) => {
@@ -176,7 +213,9 @@ impl Line {
                     rpc = self.rpc.name(),
                     namespace = self.subject.namespace,
                     key = self.subject.key,
-                    caller = self.caller.as_ref().map(display),
+                    fencing_token = self.settles.fencing_token,
+                    to = self.settles.to,
+                    caller = self.caller(),
                     peer = self.context.peer.map(display),
                     trace_id = trace_id(self.context.trace),
                     reason = failure.map_or("OK", |failure| status::name(failure.reason())),
@@ -185,9 +224,14 @@ impl Line {
                 )
             };
         }
-        match self.rpc {
-            // What nobody but an operator does, and is asked about later.
-            Rpc::Resolve | Rpc::Delete => answered!(info),
+        match (self.rpc, failure) {
+            // What nobody but an operator does, and is asked about later: what was done, and what may have been. Who may
+            // not is told of by another line, now and then.
+            (
+                Rpc::Resolve | Rpc::Delete,
+                None
+                | Some(Failure::Coordinator(Error::Store(_)) | Failure::Cancelled | Failure::DeadlineExceeded),
+            ) => answered!(info),
             _ => answered!(debug),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use etcd_client::Client;
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
@@ -115,6 +115,11 @@ impl Endpoints {
     /// Settles which store calls are to reach.
     pub(super) fn settle(&self, marker: Vec<u8>) {
         self.identity.settle(marker);
+    }
+
+    /// The name of the marker of the store.
+    pub(super) fn marker(&self) -> &str {
+        self.identity.name()
     }
 
     /// Whether there is a choice.
@@ -333,14 +338,12 @@ impl Endpoints {
 
     /// Probes each once. If none serves, why.
     pub(super) async fn probe_once(&self) -> Option<String> {
+        if let Some(why) = self.split.get() {
+            return Some(why.clone());
+        }
         let lines = self.lines();
         let probed: Vec<Line> = lines.iter().map(|line| self.to_probe(line)).collect();
-        let looks = join_all(probed.iter().map(|line| self.look(line)));
-        let (found, split) = join(looks, self.clones(&probed)).await;
-        if let Some(why) = split {
-            self.give_up_all(&why);
-            return Some(why);
-        }
+        let found = join_all(probed.iter().map(|line| self.look(line))).await;
         for ((line, probed), _) in
             lines.iter().zip(&probed).zip(&found).filter(|(_, found)| **found == Found::Well)
         {
@@ -355,6 +358,10 @@ impl Endpoints {
                 Found::Bad(why) if better => self.give_up(line, CallError::Unreachable(why.clone())),
                 Found::Bad(_) | Found::Well => {}
             }
+        }
+        if let Some(why) = self.clones(&probed).await {
+            self.give_up_all(&why);
+            return Some(why);
         }
         let why = found.into_iter().filter_map(|found| match found {
             Found::Bad(why) | Found::Foreign(why) => Some(why),

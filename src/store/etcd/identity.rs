@@ -49,6 +49,11 @@ impl Identity {
         Self { name, marker: OnceLock::new(), cluster: OnceLock::new(), revision: AtomicI64::new(0) }
     }
 
+    /// The name of the marker.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Settles what the marker holds.
     pub(super) fn settle(&self, marker: Vec<u8>) {
         // Once settled, it stays.

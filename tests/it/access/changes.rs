@@ -258,6 +258,23 @@ async fn a_file_that_is_broken_changes_nothing() {
         assert_eq!(call(&issuer.token("worker", 60)).await, Some(ErrorReason::RecordNotFound));
         fs::write(&path, before).unwrap();
     }
+    // Nor does it keep another file from being taken, or the rules.
+    fs::write(scene.directory.path().join("jwks"), "{}").unwrap();
+    let fewer = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
+    let mut config = scene.config.clone();
+    config.rules.remove("others");
+    scene.server.live().set_rules(&config).unwrap_err();
+    assert_eq!(call(&tokens[0]).await, Some(ErrorReason::CredentialsInvalid));
+    assert_eq!(call(&fewer[0]).await, Some(ErrorReason::RecordNotFound));
+    assert_eq!(call(&issuer.token("worker", 60)).await, Some(ErrorReason::RecordNotFound));
+    config.rules.remove("workers");
+    config.rules.insert("nobody".to_owned(), rule(&["token:nobody"], &["*"], &Action::ALL));
+    scene.server.live().set_rules(&config).unwrap_err();
+    assert_eq!(call(&fewer[0]).await, Some(ErrorReason::AccessDenied));
+    Issuer::new(&scene.directory.path().join("jwks"));
+    scene.server.live().set_rules(&scene.config).unwrap();
+    let issuer = Issuer::new(&scene.directory.path().join("jwks"));
+    scene.server.live().set_rules(&scene.config).unwrap();
     // A key that is gone from the file takes its tokens with it, also those that were remembered.
     let old = issuer.token("worker", 60);
     assert_eq!(call(&old).await, Some(ErrorReason::RecordNotFound));

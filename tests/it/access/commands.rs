@@ -124,8 +124,16 @@ fn tokens_and_rules_are_reloaded_and_what_is_wrong_with_them_changes_nothing() {
     assert_eq!((process.begin(Some(&old)).0, process.begin(Some(&new)).0), (Some(0), Some(0)));
     process.until_logged("stays as it was", || fs::write(&tokens, "nonsense").unwrap());
     assert_eq!(process.begin(Some(&new)).0, Some(0));
-    process.until_logged("not reloaded, and stay as they were", || process.hang_up());
+    process.until_logged("the settings were reloaded", || process.hang_up());
     process.until_logged("holds no token any more", || fs::write(&tokens, "# soon\n").unwrap());
+    assert_eq!(process.begin(Some(&new)).0, Some(0));
+    // As the log advises whoever means it.
+    let nobody = RULES.replace("token:worker", "token:nobody");
+    process.write("onced.toml", &format!("access.tokens = {tokens:?}\n{nobody}"));
+    process.until_logged("the settings were reloaded", || process.hang_up());
+    assert_eq!(process.begin(Some(&new)).0, Some(12));
+    process.write("onced.toml", &format!("access.tokens = {tokens:?}\n{RULES}"));
+    process.until_logged("the settings were reloaded", || process.hang_up());
     assert_eq!(process.begin(Some(&new)).0, Some(0));
     process.until_logged("tokens are taken", || fs::write(&tokens, &new_line).unwrap());
     assert_eq!((process.begin(Some(&old)).0, process.begin(Some(&new)).0), (Some(12), Some(0)));
@@ -186,9 +194,16 @@ fn what_is_wrong_with_rules_is_told_with_its_line() {
     for (text, told) in [
         (RULES, ":2: access.rules.workers.identities: nobody could show who they are"),
         (
-            "access.tokens = TOKENS\n[access.rules.x]\nidentities = [\"a\"]\n",
+            "access.tokens = TOKENS\n[access.rules.x]\nidentities = [\"token:a\"]\n",
             "access.rules.x.actions: is missing",
         ),
+        (
+            "[access.rules.x]\nidentities = [\"worker\"]\n",
+            ":2: access.rules.x.identities: expected an identity",
+        ),
+        ("[access.rules.x]\nidentities = [\"Token:*\"]\n", "token:…"),
+        ("[access.rules.x]\nnamespaces = [\"Orders\"]\n", "[a-z0-9][a-z0-9._-]"),
+        ("[access.rules.x]\nnamespaces = [\"-*\"]\n", ":2: access.rules.x.namespaces: expected a namespace"),
         (
             "access.tokens = TOKENS\n[access.rules.x]\nidentities = []\nnamespaces = [\"a*b\"]\nactions = [\"write\"]\n",
             ":5: access.rules.x.actions: expected \"begin\"",

@@ -83,6 +83,36 @@ fn every_file_that_cannot_be_used_is_told_at_once() {
 }
 
 #[test]
+fn the_files_for_tls_to_etcd_are_looked_into_before_it_is_called() {
+    let certificates = Certificates::for_a_server();
+    certificates.sign("other", &["localhost"]);
+    certificates.sign_for_year("old", "localhost", 2020);
+    let path = |name: &str| certificates.arg(name);
+    for (ca, cert, key, told) in [
+        (
+            "server.key",
+            "server.crt",
+            "other.key",
+            &["--etcd-ca: etcd.ca: ", "is not the key of the certificate"][..],
+        ),
+        (
+            "gone",
+            "gone",
+            "gone",
+            &["etcd.ca: cannot read", "etcd.cert: cannot read", "etcd.key: cannot read"],
+        ),
+        ("ca.crt", "old.crt", "old.key", &["etcd.cert: ", "has expired"]),
+    ] {
+        let (ca, cert, key) = (path(ca), path(cert), path(key));
+        let flags = [("--etcd-ca", ca), ("--etcd-cert", cert), ("--etcd-key", key)];
+        let mut flags: Vec<_> = flags.iter().map(|(flag, path)| (*flag, path.as_str())).collect();
+        flags.push(("--store", "etcds://localhost:1/onced"));
+        let (code, said) = checked(&flags);
+        assert!(code == Some(2) && told.iter().all(|told| said.contains(told)), "{told:?}: {said}");
+    }
+}
+
+#[test]
 fn a_certificate_that_has_expired_is_refused_and_one_that_is_yet_to_come_warned_of() {
     let certificates = Certificates::new();
     certificates.sign_for_year("old", "localhost", 2020);
@@ -241,6 +271,20 @@ async fn sighup_reads_the_certificate_again_where_there_is_no_file_of_settings()
     process.until_logged(TAKEN, 1);
     fs::write(process.certificates.path("server.key"), "nonsense").unwrap();
     kill_process(pid, Signal::HUP).unwrap();
-    process.until_logged("not reloaded, and stay as they were", 1);
+    process.until_logged(KEPT, 1);
+    // It holds up nothing else.
+    process.until_logged("the settings were reloaded", 2);
     process.shown().await;
+}
+
+/// As it may on a file system that is away.
+#[test]
+fn a_file_that_hangs_when_it_is_read_stops_no_call_and_no_end() {
+    let mut process = Process::start();
+    let key = process.certificates.path("server.key");
+    fs::remove_file(&key).unwrap();
+    assert!(Command::new("mkfifo").arg(&key).status().unwrap().success());
+    process.until_logged("a file hangs when it is read", 1);
+    assert_eq!(process.run(&["begin", "--key", "k"]).status.code(), Some(0));
+    process.server.ends();
 }

@@ -9,6 +9,8 @@ use onced_client::v1::idempotency_service_client::IdempotencyServiceClient;
 use onced_client::v1::{BeginRequest, Claim, Disposition, ReleaseRequest, WatchRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::HandshakeKind;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_types::StatusExt as _;
@@ -163,6 +165,34 @@ fn renew(server: &TestServer, config: &Config) {
     server.live().set_tls(serving);
 }
 
+/// A session that is resumed is one whose certificate nobody looks at again.
+#[tokio::test]
+async fn who_shows_a_certificate_shows_it_for_each_connection() {
+    let certificates = Certificates::for_a_server();
+    certificates.sign("caller", &["caller.example"]);
+    for (asked, version, kind) in [
+        (true, &TLS13, HandshakeKind::Full),
+        (true, &TLS12, HandshakeKind::Full),
+        // So that it is seen where there is one.
+        (false, &TLS13, HandshakeKind::Resumed),
+        (false, &TLS12, HandshakeKind::Resumed),
+    ] {
+        let mut config = speaking_tls(&certificates);
+        config.tls.client_ca = asked.then(|| certificates.ca());
+        let server = start(config).await;
+        let client = certificates.client(Some(certificates.identity("caller")), &["h2"], &[version]);
+        let mut last = None;
+        for _ in 0..2 {
+            let mut stream = Certificates::connect_as(&client, server.address()).await.unwrap();
+            // What it answers to comes after the tickets, if there are any.
+            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            stream.read_exact(&mut [0; 9]).await.unwrap();
+            last = stream.get_ref().1.handshake_kind();
+        }
+        assert_eq!(last, Some(kind), "{asked} {version:?}");
+    }
+}
+
 /// Whoever a CA let in goes with it, also from connections that are open.
 #[tokio::test]
 async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_end() {
@@ -186,7 +216,10 @@ async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_e
     let mut watch = api.watch(WatchRequest { namespace, key }).await.unwrap().into_inner();
     watch.message().await.unwrap().expect("a state");
 
+    // One that is added takes nothing from those that were there before.
     certificates.sign("server", &["localhost", "127.0.0.1"]);
+    let both = [new.ca(), old.ca()].map(|ca| fs::read_to_string(ca).unwrap()).concat();
+    fs::write(&trusted, both).unwrap();
     renew(&server, &config);
     let (namespace, key) = ("n".to_owned(), "watched".to_owned());
     let disposition = Disposition::Retry.into();

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 /// What a handshake starts with: the head of a record that never comes whole.
 pub const HALF_A_HELLO: [u8; 9] = [0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
@@ -104,10 +104,30 @@ impl Certificates {
         identity: Option<(PathBuf, PathBuf)>,
         alpn: &[&str],
     ) -> io::Result<TlsStream<TcpStream>> {
+        Self::connect_as(&self.client(identity, alpn, rustls::ALL_VERSIONS), server).await
+    }
+
+    /// Another connection as the same client, which may resume a session.
+    pub async fn connect_as(
+        client: &Arc<ClientConfig>,
+        server: SocketAddr,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(server).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::clone(client)).connect(name, stream).await
+    }
+
+    /// A client of servers of this CA's.
+    pub fn client(
+        &self,
+        identity: Option<(PathBuf, PathBuf)>,
+        alpn: &[&str],
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.der().clone()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
         let mut config = match identity {
@@ -118,8 +138,6 @@ impl Certificates {
             }
         };
         config.alpn_protocols = alpn.iter().map(|alpn| alpn.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(server).await?;
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        Arc::new(config)
     }
 }

@@ -143,6 +143,13 @@ impl ServerProcess {
         kilobytes << 10
     }
 
+    /// Asks it to end, and waits for that.
+    pub fn ends(&mut self) {
+        self.terminate();
+        let status = self.child.0.wait().expect("waits");
+        assert!(status.success(), "{status}");
+    }
+
     /// Waits for its end, which is to be by this signal.
     pub fn ended_by(&mut self, signal: Signal) {
         let status = self.child.0.wait().expect("waits");
