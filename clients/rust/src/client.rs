@@ -12,7 +12,7 @@ use crate::access::{Access, TokenSource};
 use crate::clock::Clock;
 use crate::error::{Error, Refusal};
 use crate::once::Once;
-use crate::transport::{Answer, Lane, Patience, Transport};
+use crate::transport::{Answer, Lane, Patience, Stub, Transport};
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::begin_response::Result as Begun;
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
@@ -241,6 +241,15 @@ impl Client {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         self.0.transport.ask_each(timeout, ask).await
+    }
+
+    /// Connects to one of the servers, the first one for 0, and round again beyond the last, by a connection of its own:
+    /// for a [`Session`](crate::Session), and for who has rules of his own for what to try again, and where.
+    ///
+    /// # Errors
+    /// Why it cannot be reached.
+    pub async fn connect_to(&self, server: usize) -> Result<Stub, Refusal> {
+        self.0.transport.connect(server).await
     }
 
     pub(crate) fn transport(&self) -> &Transport {

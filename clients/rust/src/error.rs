@@ -148,12 +148,14 @@ impl Refusal {
         self.metadata.get(WRITE).is_some_and(|write| write == WRITE_UNKNOWN)
     }
 
-    pub(crate) fn of(status: &Status) -> Self {
+    /// What a call of a [`Stub`](crate::Stub) that ended with this status was refused for.
+    pub fn of(status: &Status) -> Self {
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let reason =
             info.as_ref().and_then(|i| ErrorReason::from_str_name(&format!("ERROR_REASON_{}", i.reason)));
         let metadata = info.map(|info| info.metadata.into_iter().collect()).unwrap_or_default();
-        Self { code: status.code(), reason, message: message(status), metadata }
+        let code = if is_time_out(status) { Code::DeadlineExceeded } else { status.code() };
+        Self { code, reason, message: message(status), metadata }
     }
 }
 
@@ -170,6 +172,13 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Whether the connection's own timer, which keeps the deadline of each attempt, ended it.
+pub(crate) fn is_time_out(status: &Status) -> bool {
+    let mut causes =
+        std::iter::successors(std::error::Error::source(status), |&cause| std::error::Error::source(cause));
+    causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
+}
 
 /// A time for people, who do not count nanoseconds.
 pub(crate) fn rounded(time: Duration) -> Duration {

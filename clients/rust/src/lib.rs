@@ -37,6 +37,7 @@ mod once;
 mod outcome;
 mod owner;
 mod retry;
+mod session;
 mod transport;
 mod watch;
 
@@ -45,7 +46,9 @@ pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT, duration, wire};
 pub use error::{Error, Refusal};
 pub use once::{Completion, DEFAULT_WAIT, Failure, OnFailure, Once, OnceError, WorkError};
 pub use owner::{default_owner, lasting_owner};
+pub use session::Session;
 pub use tonic::Code;
+pub use transport::{Credentials, Stub};
 pub use v1::begin_response::Result as Begun;
 pub use v1::lookup_response::Record;
 pub use v1::{ErrorReason, Outcome};

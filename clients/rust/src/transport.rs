@@ -1,25 +1,28 @@
 //! The one place that sends calls: which server, which connection, how often. A stream that carries many
 //! calls can take the place of the unary ones here, and nobody else would notice.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::{self, Access, Bearer};
 use crate::clock::{Clock, Moment};
-use crate::error::{Error, Refusal, rounded};
+use crate::error::{Error, Refusal, is_time_out, rounded};
 use crate::retry::{self, Advice};
+use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a busy connection is asked whether it lives, and how long the answer may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// How much longer than an attempt's deadline its answer may be on the way.
-const ANSWER_MARGIN: Duration = Duration::from_millis(250);
+pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(250);
 
 /// The connection that a call takes. Calls of holders have their own, so that no crowd of waiting calls
 /// can hold up the holder they wait for.
@@ -63,8 +66,34 @@ pub(crate) struct Transport {
     current: AtomicUsize,
     /// Whether any server has ever answered.
     reached: AtomicBool,
-    bearer: Option<Bearer>,
+    bearer: Option<Arc<Bearer>>,
     clock: Clock,
+}
+
+/// Adds who calls to each call of a [`Stub`].
+#[derive(Clone)]
+pub struct Credentials {
+    bearer: Option<Arc<Bearer>>,
+    clock: Clock,
+}
+
+/// The calls of the API on one connection, each sent once, and as it is: without a deadline unless the request has
+/// one. The connection is made again when it is lost.
+pub type Stub = IdempotencyServiceClient<InterceptedService<Channel, Credentials>>;
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("token", &self.bearer.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.header(self.clock.now()));
+        }
+        Ok(request)
+    }
 }
 
 impl Transport {
@@ -79,7 +108,7 @@ impl Transport {
             let why = "certificates are for TLS, and no server is called by it: write https://HOST:PORT";
             return Err(Error::CredentialsInvalid(why.to_owned()));
         }
-        let bearer = access.bearer(clock.now())?;
+        let bearer = access.bearer(clock.now())?.map(Arc::new);
         // Each client starts elsewhere, so that a fleet of them spreads over the servers.
         let current = AtomicUsize::new(fastrand::usize(..servers.len()));
         Ok(Self { servers, current, reached: AtomicBool::new(false), bearer, clock })
@@ -142,6 +171,18 @@ impl Transport {
             answers.push((server.name.as_str(), answer));
         }
         answers
+    }
+
+    /// Connects to the server at `index`, by a connection of its own.
+    pub async fn connect(&self, index: usize) -> Result<Stub, Refusal> {
+        let server = self.server(index);
+        let channel = server.endpoint.connect().await.map_err(|error| {
+            let mut refusal = server.refusal(&Status::from_error(error.into())).0;
+            refusal.message = format!("{}: {}", server.name, refusal.message);
+            refusal
+        })?;
+        let credentials = Credentials { bearer: self.bearer.clone(), clock: self.clock.clone() };
+        Ok(IdempotencyServiceClient::with_interceptor(channel, credentials))
     }
 
     /// Adds who calls: what was added.
@@ -223,13 +264,6 @@ impl Transport {
     fn server(&self, index: usize) -> &Server {
         &self.servers[index % self.servers.len()]
     }
-}
-
-/// Whether the connection's own timer, which keeps the deadline of each attempt, ended it.
-fn is_time_out(status: &Status) -> bool {
-    let mut causes =
-        std::iter::successors(std::error::Error::source(status), |&cause| std::error::Error::source(cause));
-    causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
 }
 
 /// Whether an attempt that ended so may have been carried out.

@@ -2,6 +2,7 @@
 
 mod calls;
 mod once;
+mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +23,14 @@ const TTL: Duration = Duration::from_secs(2);
 struct Server {
     /// Where it listens, as host:port.
     address: String,
-    _server: TestServer,
+    server: TestServer,
 }
 
 impl Server {
     async fn start() -> Self {
         let store = Arc::new(EmbeddedStore::in_memory(Clock::system()).unwrap());
         let server = TestServer::start(store).await;
-        Self { address: server.origin().authority().unwrap().to_string(), _server: server }
+        Self { address: server.origin().authority().unwrap().to_string(), server }
     }
 
     fn client(&self) -> Client {
