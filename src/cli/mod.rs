@@ -2,6 +2,7 @@
 //! and how they exit.
 
 mod admin;
+mod bench;
 mod connect;
 mod exec;
 mod exit;
@@ -44,6 +45,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Run a command once across hosts; every other invocation prints its output and exits with its code
     Exec(Box<exec::ExecArgs>),
+    /// Put a load on a running server, check each answer, and tell how long they took
+    Bench(Box<bench::BenchArgs>),
     #[command(flatten)]
     Call(Box<Call>),
 }
@@ -88,6 +91,9 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => ExitCode::from(serve::check(args).code()),
         Command::Token(args) => ExitCode::from(token::run(args).code()),
         Command::Exec(args) => run(Builder::new_current_thread(), exec::OWN_FAILURE, exec::run(*args)),
+        Command::Bench(args) => {
+            run(Builder::new_multi_thread(), Exit::Failed.code(), async { bench::run(*args).await.code() })
+        }
         // Clients do one thing at a time: threads would only cost.
         Command::Call(call) => {
             run(Builder::new_current_thread(), Exit::Failed.code(), async { call.run().await.code() })

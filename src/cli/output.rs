@@ -173,12 +173,16 @@ fn error_json(error: &Error) -> Value {
     let mut facts = Map::new();
     if let Some(refusal) = error.refusal() {
         facts.insert("code".to_owned(), code_name(refusal.code).into());
-        let reason = refusal.reason.map(|reason| reason.as_str_name().trim_start_matches("ERROR_REASON_"));
-        facts.insert("reason".to_owned(), reason.into());
+        facts.insert("reason".to_owned(), reason_name(refusal).into());
         facts.insert("metadata".to_owned(), json!(refusal.metadata));
     }
     facts.insert("message".to_owned(), error.to_string().into());
     Value::Object(facts)
+}
+
+/// The name of the reason that a server gave, if one did.
+pub fn reason_name(refusal: &Refusal) -> Option<&'static str> {
+    refusal.reason.map(|reason| reason.as_str_name().trim_start_matches("ERROR_REASON_"))
 }
 
 /// Tells people something, on standard error. A reader that is gone is no reason to stop.

@@ -1,5 +1,6 @@
 //! The command line against a server of its own process.
 
+mod bench;
 mod calls;
 mod config;
 mod exec;

@@ -6,10 +6,11 @@ use futures_util::future::join_all;
 use onced_client::v1::{
     BeginRequest, CompleteRequest, Disposition, LookupRequest, ReleaseRequest, RenewRequest,
 };
-use onced_client::{Begun, Code, ErrorReason, Outcome, Record, Session, wire};
+use onced_client::{Begun, Client, Code, ErrorReason, Outcome, Record, Refusal, Session, wire};
 
 use super::{Server, TTL, begin};
 use crate::support::server::HANGS;
+use crate::support::stand_in::{Fault, StandIn};
 
 async fn session(server: &Server) -> Session {
     Session::open(server.client().connect_to(0).await.unwrap(), HANGS).await.unwrap()
@@ -115,6 +116,22 @@ async fn a_call_that_is_dropped_is_taken_back() {
     // Nobody is left who would get the released claim.
     assert!(matches!(session.lookup(lookup("k")).await, Ok(Record::Available(_))));
     claim(&session, "k").await;
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_costs_a_call_its_time_and_no_more() {
+    let server = StandIn::start(Fault::Hangs).await;
+    let stub = || async { Client::connect(server.address()).unwrap().connect_to(0).await.unwrap() };
+    let session = Session::open(stub().await, Duration::from_millis(100)).await.unwrap();
+    let silent = tokio::time::timeout(HANGS, session.begin(begin("k"))).await.expect("it ends").unwrap_err();
+    assert_eq!((silent.code, silent.reason), (Code::DeadlineExceeded, None), "{silent}");
+    assert!(session.is_open());
+    session.complete(complete("k", 1)).await.unwrap();
+
+    let mut request = tonic::Request::new(begin("k"));
+    request.set_timeout(Duration::from_millis(100));
+    let silent = Refusal::of(&stub().await.begin(request).await.unwrap_err());
+    assert_eq!((silent.code, silent.reason), (Code::DeadlineExceeded, None), "{silent}");
 }
 
 #[tokio::test]

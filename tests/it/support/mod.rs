@@ -22,4 +22,5 @@ pub mod recorded;
 #[path = "../../shared/rounds.rs"]
 pub mod rounds;
 pub mod server;
+pub mod stand_in;
 pub mod stores;
