@@ -5,6 +5,8 @@
 
 mod apply;
 mod claimed;
+#[doc(hidden)]
+pub mod measuring;
 mod meters;
 mod room;
 #[cfg(test)]

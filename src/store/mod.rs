@@ -17,6 +17,8 @@ pub mod etcd;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod hub;
+#[doc(hidden)]
+pub mod measuring;
 #[cfg(test)]
 mod schedules;
 mod sync;

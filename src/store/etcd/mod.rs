@@ -28,6 +28,8 @@ mod lapses;
 #[cfg(test)]
 mod lapses_tests;
 mod leases;
+#[doc(hidden)]
+pub mod measuring;
 mod open;
 mod queue;
 mod read;
