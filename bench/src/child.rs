@@ -2,24 +2,30 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 /// Runs a program in a directory, and ends it and removes the directory when this process ends or lets go,
 /// however that happens: a signal or a panic closes the pipe that it reads from.
 const WATCHDOG: &str = r#"
-dir=$1
-shift
+dir=$1 signal=$2
+shift 2
 "$@" >"$dir/out" 2>"$dir/log" </dev/null &
 echo $!
 read -r _
-kill -KILL $!
+kill -s "$signal" $!
 wait
 rm -rf "$dir"
 "#;
+
+/// How long a program may take to serve, in steps of [`STEP`].
+const READY_STEPS: u32 = 1_200;
+const STEP: Duration = Duration::from_millis(25);
 
 /// A running program, ended when dropped.
 pub struct Child {
@@ -36,11 +42,20 @@ impl Child {
         program: &Path,
         arguments: impl FnOnce(&Path) -> Vec<A>,
     ) -> anyhow::Result<Self> {
+        Self::start_ended_by("KILL", program, arguments)
+    }
+
+    /// The same of a program that leaves something behind unless this signal ends it.
+    pub fn start_ended_by<A: AsRef<OsStr>>(
+        signal: &str,
+        program: &Path,
+        arguments: impl FnOnce(&Path) -> Vec<A>,
+    ) -> anyhow::Result<Self> {
         // The watchdog removes it.
         let dir = tempfile::Builder::new().prefix("onced-bench-").tempdir()?.keep();
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG, "watchdog"])
-            .args([dir.as_os_str(), program.as_os_str()])
+            .args([dir.as_os_str(), signal.as_ref(), program.as_os_str()])
             .args(arguments(&dir))
             // Ctrl-C is for this process, which then ends its children.
             .process_group(0)
@@ -56,8 +71,25 @@ impl Child {
         Ok(Self { watchdog, leash, pid, dir })
     }
 
+    /// Waits until it serves.
+    pub async fn ready(&self, name: &str, serves: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+        for _ in 0..READY_STEPS {
+            if serves().await {
+                return Ok(());
+            }
+            anyhow::ensure!(self.is_running(), "{name} ended:\n{}{}", self.output(), self.log());
+            tokio::time::sleep(STEP).await;
+        }
+        anyhow::bail!("{name} did not get ready:\n{}{}", self.output(), self.log())
+    }
+
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The directory that it may use.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What it wrote to standard output so far.
@@ -82,4 +114,12 @@ impl Drop for Child {
         self.leash = None;
         let _ = self.watchdog.wait();
     }
+}
+
+/// A port that is free now, below those that the system hands out for outgoing connections.
+pub fn free_port() -> anyhow::Result<u16> {
+    (0..1_000)
+        .map(|_| fastrand::u16(10_000..32_000))
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .context("no port is free")
 }

@@ -4,9 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use onced::clock::Clock;
-use onced_client::v1::begin_response::Result as Begun;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -16,7 +14,7 @@ use crate::options::{Options, seconds};
 use crate::progress::Progress;
 use crate::server::{Place, Server};
 use crate::stats::{figure, median};
-use crate::ways::{Calls, Claim, Way, begin_request, response};
+use crate::ways::{Calls, Way as _, Work};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,9 +30,6 @@ pub struct Args {
     #[arg(long, value_parser = seconds, default_value = "0.5")]
     work: Duration,
 }
-
-/// How long a caller waits for the outcome: the most that a server grants.
-const WAIT: Duration = Duration::from_secs(60);
 
 /// What came of the callers of one key.
 struct Round {
@@ -98,7 +93,7 @@ impl Cluster {
     async fn open(options: &Options) -> anyhow::Result<Self> {
         let etcd = Etcd::open(options).await?;
         let prefix = format!("bench-{:016x}", fastrand::u64(..));
-        let place = || Place::Etcd { endpoint: etcd.endpoint(), prefix: &prefix };
+        let place = || Place::Etcd { endpoints: etcd.endpoints(), prefix: &prefix };
         let servers = [Server::start(options, place()).await?, Server::start(options, place()).await?];
         let calls = [
             Calls::sessions(&servers[0], options.channels).await?,
@@ -130,25 +125,10 @@ impl Cluster {
 
     /// One caller of the key: whether it was the one that got the claim.
     async fn caller(self: Arc<Self>, caller: usize, keys: Keys, work: Duration) -> anyhow::Result<bool> {
-        let (calls, caller) = (&self.calls[caller % 2], caller / 2);
         let key = keys.key(0, 0);
-        let mut request = begin_request(&key);
-        request.wait = Some(onced_client::wire(WAIT));
-        match calls.begin(caller, request).await.context("Begin")? {
-            Begun::Claim(claim) => {
-                tokio::time::sleep(work).await;
-                let claim = Claim { token: claim.fencing_token, lease: 0 };
-                calls.complete(caller, &key, claim, keys.outcome(&key)).await.context("Complete")?;
-                Ok(true)
-            }
-            Begun::Completed(completed) => {
-                anyhow::ensure!(
-                    response(completed.outcome)? == keys.outcome(&key),
-                    "a replay is another outcome"
-                );
-                Ok(false)
-            }
-            other => anyhow::bail!("a duplicate that waits got {other:?}"),
-        }
+        let work = Work { time: work, outcome: keys.outcome(&key) };
+        let (ran, outcome) = self.calls[caller % 2].share(caller / 2, &key, &work).await?;
+        anyhow::ensure!(outcome == work.outcome, "a replay is another outcome");
+        Ok(ran)
     }
 }

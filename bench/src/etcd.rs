@@ -1,100 +1,94 @@
 //! The etcd that is measured against.
 
-use std::net::TcpListener;
-use std::time::Duration;
+use std::path::Path;
 
-use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::child::Child;
+use crate::child::{Child, free_port};
 use crate::options::Options;
 
-/// How long etcd may take to get ready, in steps of [`STEP`].
-const READY_STEPS: u32 = 600;
-const STEP: Duration = Duration::from_millis(50);
-/// How many pairs of ports are tried.
+/// How often free ports are looked for.
 const PORT_ATTEMPTS: u32 = 10;
 /// Enough for what the longest run writes; etcd's own default is 2 GiB.
 const QUOTA_BYTES: &str = "8589934592";
 
-/// An etcd: our own, of one member, ended when dropped; or a given one.
+/// An etcd: our own, ended when dropped; or a given one.
 pub struct Etcd {
-    endpoint: String,
-    child: Option<Child>,
+    /// Where its members listen, as host:port, with commas between.
+    endpoints: String,
+    members: Vec<Child>,
 }
 
 impl Etcd {
-    /// The etcd that the options name, or a new and empty one.
+    /// The etcd that the options name, or a new and empty one of one member.
     pub async fn open(options: &Options) -> anyhow::Result<Self> {
         if let Some(endpoint) = &options.etcd {
-            let etcd = Self { endpoint: endpoint.clone(), child: None };
+            let etcd = Self { endpoints: endpoint.clone(), members: Vec::new() };
             anyhow::ensure!(etcd.is_healthy().await, "no etcd answers at {endpoint}");
             return Ok(etcd);
         }
+        Self::start(1).await
+    }
+
+    /// A new and empty one.
+    pub async fn start(members: usize) -> anyhow::Result<Self> {
         for _ in 0..PORT_ATTEMPTS {
-            let etcd = Self::start()?;
+            let etcd = Self::spawn(members)?;
             if etcd.is_ready().await? {
                 return Ok(etcd);
             }
         }
-        anyhow::bail!("no free port for etcd after {PORT_ATTEMPTS} attempts")
+        anyhow::bail!("no free ports for etcd after {PORT_ATTEMPTS} attempts")
     }
 
-    fn start() -> anyhow::Result<Self> {
-        let program = etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow::anyhow!("{error}"))?;
-        let (port, peer_port) = (free_port()?, free_port()?);
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
-        let child = Child::start(program, |dir| {
-            let data = dir.join("data").display().to_string();
-            let member = format!("bench={peer}");
-            let arguments = [
-                ["--data-dir", &data],
-                ["--name", "bench"],
-                ["--initial-cluster", &member],
-                ["--listen-client-urls", &client],
-                ["--advertise-client-urls", &client],
-                ["--listen-peer-urls", &peer],
-                ["--initial-advertise-peer-urls", &peer],
-                ["--auto-compaction-mode", "periodic"],
-                ["--auto-compaction-retention", "5m"],
-                ["--quota-backend-bytes", QUOTA_BYTES],
-                ["--log-level", "error"],
-            ];
-            arguments.concat().into_iter().map(str::to_owned).collect()
-        })?;
-        Ok(Self { endpoint: format!("127.0.0.1:{port}"), child: Some(child) })
+    fn spawn(members: usize) -> anyhow::Result<Self> {
+        let mut ports = Vec::new();
+        for _ in 0..members {
+            ports.push((free_port()?, free_port()?));
+        }
+        let url = |port| format!("http://127.0.0.1:{port}");
+        let cluster: Vec<String> =
+            ports.iter().map(|&(port, peer_port)| format!("bench-{port}={}", url(peer_port))).collect();
+        let started: anyhow::Result<Vec<Child>> = ports
+            .iter()
+            .map(|&(port, peer_port)| {
+                member(&format!("bench-{port}"), &cluster.join(","), &url(port), &url(peer_port))
+            })
+            .collect();
+        let endpoints: Vec<String> = ports.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
+        Ok(Self { endpoints: endpoints.join(","), members: started? })
     }
 
-    /// Waits until it serves. False if somebody took its port meanwhile.
+    /// Waits until it serves. False if somebody took a port of it meanwhile.
     async fn is_ready(&self) -> anyhow::Result<bool> {
-        let log = || self.child.as_ref().map(Child::log).unwrap_or_default();
-        for _ in 0..READY_STEPS {
-            if self.is_healthy().await {
-                return Ok(true);
-            }
-            if self.child.as_ref().is_some_and(|child| !child.is_running()) {
-                anyhow::ensure!(log().contains("address already in use"), "etcd ended:\n{}", log());
+        for member in &self.members {
+            if let Err(error) = member.ready("etcd", || self.is_healthy()).await {
+                anyhow::ensure!(member.log().contains("address already in use"), error);
                 return Ok(false);
             }
-            tokio::time::sleep(STEP).await;
         }
-        anyhow::bail!("etcd did not get ready:\n{}", log())
+        Ok(true)
     }
 
-    /// Where it listens, as host:port.
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
+    /// Where it listens: host:port of each member, with commas between.
+    pub fn endpoints(&self) -> &str {
+        &self.endpoints
     }
 
-    /// Its process, if it is our own.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::pid)
+    /// The processes of its members, if it is our own.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.members.iter().map(Child::pid)
+    }
+
+    /// The directories of its members, if it is our own.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.members.iter().map(Child::dir)
     }
 
     /// Requests begun, and messages received, those on open streams included, since it started.
     pub async fn requests(&self) -> anyhow::Result<Requests> {
-        let metrics = self.get("/metrics").await?;
+        let metrics = get(&self.endpoints, "/metrics").await?;
         let sum = |name: &str| -> u64 {
             let values = metrics.lines().filter(|line| line.starts_with(name));
             // Written as 12 or as 1.2e+06.
@@ -109,16 +103,48 @@ impl Etcd {
     }
 
     async fn is_healthy(&self) -> bool {
-        self.get("/health").await.is_ok_and(|answer| answer.contains(r#""health":"true""#))
+        for endpoint in self.endpoints.split(',') {
+            let health = get(endpoint, "/health").await;
+            if !health.is_ok_and(|answer| answer.contains(r#""health":"true""#)) {
+                return false;
+            }
+        }
+        true
     }
+}
 
-    async fn get(&self, path: &str) -> anyhow::Result<String> {
-        let mut connection = TcpStream::connect(&self.endpoint).await?;
-        connection.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).await?;
-        Ok(answer)
-    }
+fn member(name: &str, cluster: &str, client: &str, peer: &str) -> anyhow::Result<Child> {
+    let program = program()?;
+    Child::start(program, |dir| {
+        let data = dir.join("data").display().to_string();
+        let arguments = [
+            ["--data-dir", &data],
+            ["--name", name],
+            ["--initial-cluster", cluster],
+            ["--listen-client-urls", client],
+            ["--advertise-client-urls", client],
+            ["--listen-peer-urls", peer],
+            ["--initial-advertise-peer-urls", peer],
+            ["--auto-compaction-mode", "periodic"],
+            ["--auto-compaction-retention", "5m"],
+            ["--quota-backend-bytes", QUOTA_BYTES],
+            ["--log-level", "error"],
+        ];
+        arguments.concat().into_iter().map(str::to_owned).collect()
+    })
+}
+
+/// The etcd that this program brings.
+pub fn program() -> anyhow::Result<&'static Path> {
+    etcd_bin_vendored::etcd_bin_path().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+async fn get(endpoint: &str, path: &str) -> anyhow::Result<String> {
+    let mut connection = TcpStream::connect(endpoint).await?;
+    connection.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 /// What etcd has been asked.
@@ -126,12 +152,4 @@ impl Etcd {
 pub struct Requests {
     pub started: u64,
     pub messages: u64,
-}
-
-/// A port that is free now, below those that the system hands out for outgoing connections.
-fn free_port() -> anyhow::Result<u16> {
-    (0..1_000)
-        .map(|_| fastrand::u16(10_000..32_000))
-        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
-        .context("no port is free")
 }

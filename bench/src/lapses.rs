@@ -100,7 +100,7 @@ async fn measure(options: &Options, args: &Args, store: Store) -> anyhow::Result
     let (etcd, way) = match store {
         Store::Etcd => {
             let etcd = Etcd::open(options).await?;
-            let way = StoreWay::etcd(etcd.endpoint(), &format!("bench-{:016x}", fastrand::u64(..))).await?;
+            let way = StoreWay::etcd(etcd.endpoints(), &format!("bench-{:016x}", fastrand::u64(..))).await?;
             (Some(etcd), way)
         }
         Store::Embedded => (None, StoreWay::embedded()?),

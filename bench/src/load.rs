@@ -1,5 +1,6 @@
 //! Callers in a closed loop: each does pair after pair.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,22 +10,35 @@ use bytes::Bytes;
 use onced::clock::{Clock, Moment};
 use tokio::task::JoinSet;
 
-use crate::cpu;
-use crate::etcd::Etcd;
+use crate::cost::{Process, Used};
+use crate::stats::Latencies;
 use crate::ways::{Open, Way};
 
 /// How many keys are looked up at the end.
 const SAMPLE: usize = 64;
 /// What takes longer hangs.
-const HANGS: Duration = Duration::from_secs(30);
+pub const HANGS: Duration = Duration::from_secs(30);
 /// How often the progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
 /// What came of a measurement.
 pub struct Measured {
     pub pairs_per_second: f64,
-    /// CPU seconds per 1,000 pairs, by process.
-    pub cpu: Vec<(&'static str, f64)>,
+    /// Of the pairs that were done meanwhile.
+    pub latencies: Latencies,
+    /// What each process used; those of one name together.
+    pub costs: BTreeMap<&'static str, Cost>,
+}
+
+/// What the processes of one name used.
+#[derive(Clone, Copy, Default)]
+pub struct Cost {
+    /// CPU seconds per 1,000 pairs.
+    pub cpu: f64,
+    /// Bytes written to disk per pair.
+    pub written: f64,
+    /// Bytes of memory at the end.
+    pub memory: f64,
 }
 
 /// The keys of one load, and how many pairs were done.
@@ -32,7 +46,16 @@ struct Load {
     way: Arc<dyn Way>,
     keys: Keys,
     pairs: AtomicU64,
+    /// Whether pairs count: the load is warm, and not yet at its end.
+    counts: AtomicBool,
     stop: AtomicBool,
+}
+
+/// What a caller got done.
+struct Done {
+    caller: usize,
+    pairs: u64,
+    latencies: Vec<Duration>,
 }
 
 /// Keys that no other load uses, and an outcome for each.
@@ -73,18 +96,23 @@ impl Keys {
 }
 
 impl Load {
-    /// Does pairs until told to stop; how many.
-    async fn caller(self: Arc<Self>, caller: usize) -> anyhow::Result<(usize, u64)> {
-        let mut done = 0;
+    /// Does pairs until told to stop.
+    async fn caller(self: Arc<Self>, caller: usize) -> anyhow::Result<Done> {
+        let clock = Clock::system();
+        let mut done = Done { caller, pairs: 0, latencies: Vec::new() };
         while !self.stop.load(Ordering::Relaxed) {
-            if let Err(error) = self.pair(caller, done).await {
+            let sent = clock.now();
+            if let Err(error) = self.pair(caller, done.pairs).await {
                 self.stop.store(true, Ordering::Relaxed);
                 return Err(error);
             }
-            done += 1;
+            if self.counts.load(Ordering::Relaxed) {
+                done.latencies.push(clock.now().since(sent));
+            }
+            done.pairs += 1;
             self.pairs.fetch_add(1, Ordering::Relaxed);
         }
-        Ok((caller, done))
+        Ok(done)
     }
 
     async fn pair(&self, caller: usize, number: u64) -> anyhow::Result<()> {
@@ -99,21 +127,23 @@ impl Load {
         pairs as f64 / clock.now().since(begin.at).as_secs_f64()
     }
 
-    /// Ends the callers, then looks some of their keys up.
-    async fn finish(&self, mut callers: JoinSet<anyhow::Result<(usize, u64)>>) -> anyhow::Result<()> {
+    /// Ends the callers, then looks some of their keys up; the latencies of their pairs.
+    async fn finish(&self, mut callers: JoinSet<anyhow::Result<Done>>) -> anyhow::Result<Latencies> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut done = Vec::new();
+        let (mut done, mut latencies) = (Vec::new(), Vec::new());
         while let Some(caller) =
             tokio::time::timeout(HANGS, callers.join_next()).await.context("a call hangs")?
         {
-            done.push(caller??);
+            let mut caller = caller??;
+            latencies.append(&mut caller.latencies);
+            done.push(caller);
         }
         for _ in 0..SAMPLE {
-            let (caller, pairs) = done[fastrand::usize(..done.len())];
+            let Done { caller, pairs, .. } = done[fastrand::usize(..done.len())];
             anyhow::ensure!(pairs > 0, "a caller got nothing done");
             self.keys.check(&*self.way, &self.keys.key(caller, fastrand::u64(..pairs))).await?;
         }
-        Ok(())
+        Ok(Latencies::new(latencies))
     }
 }
 
@@ -127,64 +157,114 @@ pub struct Plan {
 
 /// Measures the pairs per second of a way, and checks what it stored. `tell` hears of the pairs per second
 /// meanwhile.
-pub async fn measure(
-    plan: &Plan,
-    open: &Open,
-    etcd: Option<&Etcd>,
-    tell: impl Fn(f64),
-) -> anyhow::Result<Measured> {
-    let load = Arc::new(Load {
-        way: Arc::clone(&open.way),
-        keys: Keys::new(plan.payload),
-        pairs: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-    });
-    let callers: JoinSet<_> = (0..plan.callers).map(|caller| Arc::clone(&load).caller(caller)).collect();
-    let clock = Clock::system();
-    let processes = processes(open, etcd);
-
+pub async fn measure(plan: &Plan, open: &Open, tell: impl Fn(f64)) -> anyhow::Result<Measured> {
+    let running = Running::start(plan, open);
     tokio::time::sleep(plan.warm_up).await;
-    let begin = Snapshot::take(&load, &clock, &processes)?;
-    let until = clock.now() + plan.time;
-    while !load.stop.load(Ordering::Relaxed) {
-        let left = until.since(clock.now());
-        if left.is_zero() {
-            break;
-        }
-        tokio::time::sleep(left.min(TICK)).await;
-        tell(load.rate_since(&begin, &clock));
-    }
-    let measured = Snapshot::take(&load, &clock, &processes).map(|end| begin.until(&end, &processes));
-
-    load.finish(callers).await?;
-    measured
+    let window = running.window(plan.time, tell).await;
+    let latencies = running.load.finish(running.callers).await?;
+    Ok(Measured { latencies, ..window? })
 }
 
-fn processes(open: &Open, etcd: Option<&Etcd>) -> Vec<(&'static str, u32)> {
-    let server = open.server.as_ref().map(|server| ("server", server.pid()));
-    let etcd = etcd.and_then(Etcd::pid).map(|pid| ("etcd", pid));
-    [Some(("load", std::process::id())), server, etcd].into_iter().flatten().collect()
+/// What came of a way once it has so many records.
+pub struct Grown {
+    pub records: u64,
+    pub measured: Measured,
+    /// Bytes that it has on disk.
+    pub stored: u64,
+}
+
+/// Measures a way each time that it has so many more records, as long as `patience` lasts.
+pub async fn grow(
+    plan: &Plan,
+    open: &Open,
+    counts: &[u64],
+    patience: Duration,
+    tell: impl Fn(f64),
+) -> anyhow::Result<Vec<Grown>> {
+    let running = Running::start(plan, open);
+    let until = running.clock.now() + patience;
+    let mut grown = Vec::new();
+    for &records in counts {
+        while running.load.pairs.load(Ordering::Relaxed) < records && running.clock.now() < until {
+            tokio::time::sleep(TICK).await;
+            // A caller has failed, and `finish` tells why.
+            if running.load.stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        if running.load.pairs.load(Ordering::Relaxed) < records {
+            break;
+        }
+        let measured = running.window(plan.time, &tell).await?;
+        grown.push(Grown { records, measured, stored: open.stored() });
+    }
+    running.load.finish(running.callers).await?;
+    Ok(grown)
+}
+
+/// Callers at work.
+struct Running {
+    load: Arc<Load>,
+    callers: JoinSet<anyhow::Result<Done>>,
+    clock: Clock,
+    processes: Vec<Process>,
+}
+
+impl Running {
+    fn start(plan: &Plan, open: &Open) -> Self {
+        let load = Arc::new(Load {
+            way: Arc::clone(&open.way),
+            keys: Keys::new(plan.payload),
+            pairs: AtomicU64::new(0),
+            counts: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let callers = (0..plan.callers).map(|caller| Arc::clone(&load).caller(caller)).collect();
+        Self { load, callers, clock: Clock::system(), processes: open.processes() }
+    }
+
+    /// What they get done in a time; without the latencies, which they tell when they have ended.
+    async fn window(&self, time: Duration, tell: impl Fn(f64)) -> anyhow::Result<Measured> {
+        let begin = Snapshot::take(self)?;
+        self.load.counts.store(true, Ordering::Relaxed);
+        let until = self.clock.now() + time;
+        while !self.load.stop.load(Ordering::Relaxed) {
+            let left = until.since(self.clock.now());
+            if left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(left.min(TICK)).await;
+            tell(self.load.rate_since(&begin, &self.clock));
+        }
+        self.load.counts.store(false, Ordering::Relaxed);
+        begin.until(&Snapshot::take(self)?, &self.processes)
+    }
 }
 
 /// How things stand at a moment.
 struct Snapshot {
     at: Moment,
     pairs: u64,
-    cpu: Vec<f64>,
+    used: Vec<Used>,
 }
 
 impl Snapshot {
-    fn take(load: &Load, clock: &Clock, processes: &[(&'static str, u32)]) -> anyhow::Result<Self> {
-        let cpu = processes.iter().map(|&(_, pid)| cpu::seconds_of(pid)).collect::<Result<_, _>>()?;
-        Ok(Self { at: clock.now(), pairs: load.pairs.load(Ordering::Relaxed), cpu })
+    fn take(running: &Running) -> anyhow::Result<Self> {
+        let used = running.processes.iter().map(Process::used).collect::<Result<_, _>>()?;
+        let pairs = running.load.pairs.load(Ordering::Relaxed);
+        Ok(Self { at: running.clock.now(), pairs, used })
     }
 
-    fn until(&self, end: &Snapshot, processes: &[(&'static str, u32)]) -> Measured {
+    fn until(&self, end: &Snapshot, processes: &[Process]) -> anyhow::Result<Measured> {
         let pairs = (end.pairs - self.pairs) as f64;
-        let used = self.cpu.iter().zip(&end.cpu).map(|(before, after)| (after - before) / pairs * 1e3);
-        Measured {
-            pairs_per_second: pairs / end.at.since(self.at).as_secs_f64(),
-            cpu: processes.iter().map(|&(name, _)| name).zip(used).collect(),
+        let mut costs: BTreeMap<_, Cost> = BTreeMap::new();
+        for (process, (before, after)) in processes.iter().zip(self.used.iter().zip(&end.used)) {
+            let cost = costs.entry(process.name).or_default();
+            cost.cpu += (after.cpu - before.cpu) / pairs * 1e3;
+            cost.written += (after.written - before.written) / pairs;
+            cost.memory += process.memory()?;
         }
+        let pairs_per_second = pairs / end.at.since(self.at).as_secs_f64();
+        Ok(Measured { pairs_per_second, latencies: Latencies::new(Vec::new()), costs })
     }
 }

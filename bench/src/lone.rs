@@ -1,6 +1,7 @@
 //! The latency of a pair of a lone caller.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -49,11 +50,15 @@ struct Row {
 pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let progress = Progress::new();
     // Turns are short, so all ways are open at once and share an etcd; only one is at work.
-    let etcd =
-        if args.ways.iter().any(|way| way.needs_etcd()) { Some(Etcd::open(options).await?) } else { None };
+    let needs_etcd = args.ways.iter().any(|way| way.etcd_members() == 1);
+    let etcd = if needs_etcd { Some(Arc::new(Etcd::open(options).await?)) } else { None };
     let mut rows = Vec::new();
     for &way in &args.ways {
-        let open = way.open(options, etcd.as_ref()).await.with_context(|| way.name())?;
+        let open = match way.etcd_members() {
+            1 => way.open(options, etcd.clone()).await,
+            _ => way.open_alone(options).await,
+        };
+        let open = open.with_context(|| way.name())?;
         let keys = Keys::new(options.payload);
         let mut row = Row { way, open, keys, done: 0, medians: Vec::new(), all: Vec::new() };
         row.turn(args.slice * 2).await?;

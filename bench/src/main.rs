@@ -2,16 +2,21 @@
 //! would write by hand against etcd. Prints figures and judges none, but for answers: a wrong one ends it.
 
 mod child;
-mod cpu;
+mod cost;
 mod duplicates;
 mod etcd;
+mod growth;
 mod lapses;
 mod load;
 mod lone;
+mod machine;
 mod options;
 mod overload;
 mod pairs;
+mod peers;
+mod programs;
 mod progress;
+mod rounds;
 mod server;
 mod stats;
 mod ways;
@@ -38,6 +43,10 @@ struct Cli {
 enum Command {
     /// Pairs of Begin and Complete per second, of many callers at once
     Pairs(pairs::Args),
+    /// The same work as others do it: Redis, PostgreSQL, etcd's locks, Powertools, Restate
+    Peers(peers::Args),
+    /// How pairs change with the callers, the duplicates of a key, the records stored and the size of an outcome
+    Growth(growth::Args),
     /// The latency of a pair of a lone caller
     Lone(lone::Args),
     /// Many callers of one key, over two servers: how long they wait, and what etcd sees of them
@@ -71,6 +80,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let work = async {
         match &cli.command {
             Command::Pairs(args) => pairs::run(options, args).await,
+            Command::Peers(args) => peers::run(options, args).await,
+            Command::Growth(args) => growth::run(options, args).await,
             Command::Lone(args) => lone::run(options, args).await,
             Command::Duplicates(args) => duplicates::run(options, args).await,
             Command::Lapses(args) => lapses::run(options, args).await,

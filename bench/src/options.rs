@@ -24,6 +24,10 @@ pub struct Options {
     #[arg(long, global = true, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     pub channels: u8,
 
+    /// Connections to PostgreSQL in the pool
+    #[arg(long, global = true, default_value = "64")]
+    pub pool: NonZeroUsize,
+
     /// Threads of the load generator
     #[arg(long, global = true, default_value = "2")]
     pub workers: NonZeroUsize,

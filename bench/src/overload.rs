@@ -244,15 +244,15 @@ async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, Status
 
 pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let progress = Progress::new();
-    let etcd = if args.on_etcd { Some(Etcd::open(options).await?) } else { None };
+    let etcd = if args.on_etcd { Some(Arc::new(Etcd::open(options).await?)) } else { None };
     let capacity = match args.capacity {
         Some(capacity) => capacity,
         None => {
             let way = if args.on_etcd { Kind::UnaryEtcd } else { Kind::UnaryEmbedded };
-            let open = way.open(options, etcd.as_ref()).await?;
+            let open = way.open(options, etcd.clone()).await?;
             let second = Duration::from_secs(1);
             let plan = Plan { callers: 256, warm_up: second, time: args.time / 2, payload: options.payload };
-            measure(&plan, &open, etcd.as_ref(), |rate| {
+            measure(&plan, &open, |rate| {
                 progress.show(&format!("capacity: {} pairs/s", figure(rate)));
             })
             .await?
@@ -261,7 +261,7 @@ pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     };
     let prefix = format!("overload-{:016x}", fastrand::u64(..));
     let place = match etcd.as_ref() {
-        Some(etcd) => Place::Etcd { endpoint: etcd.endpoint(), prefix: &prefix },
+        Some(etcd) => Place::Etcd { endpoints: etcd.endpoints(), prefix: &prefix },
         None => Place::Embedded,
     };
     let server = Server::start(options, place).await?;

@@ -15,7 +15,7 @@ const STEP: Duration = Duration::from_millis(25);
 /// Where a server keeps its records.
 pub enum Place<'a> {
     /// In etcd, on a prefix.
-    Etcd { endpoint: &'a str, prefix: &'a str },
+    Etcd { endpoints: &'a str, prefix: &'a str },
     /// In a directory of its own.
     Embedded,
 }
@@ -31,7 +31,7 @@ impl Server {
         let program = program(options)?;
         let child = Child::start(&program, |dir| {
             let store = match place {
-                Place::Etcd { endpoint, prefix } => format!("etcd://{endpoint}/{prefix}"),
+                Place::Etcd { endpoints, prefix } => format!("etcd://{endpoints}/{prefix}"),
                 Place::Embedded => format!("file:{}", dir.join("data").display()),
             };
             let listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
@@ -60,12 +60,18 @@ impl Server {
         &self.address
     }
 
+    /// The directory that it may use.
+    pub fn dir(&self) -> &Path {
+        self.child.dir()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.pid()
     }
 }
 
-fn program(options: &Options) -> anyhow::Result<PathBuf> {
+/// The server program.
+pub fn program(options: &Options) -> anyhow::Result<PathBuf> {
     let program = match &options.onced {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("onced"),

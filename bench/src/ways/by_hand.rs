@@ -29,13 +29,13 @@ pub struct ByHand {
 impl ByHand {
     pub async fn connect(
         options: &Options,
-        endpoint: &str,
+        endpoints: &str,
         prefix: &str,
         recipe: Recipe,
     ) -> anyhow::Result<Self> {
         let mut clients = Vec::new();
         for _ in 0..options.channels {
-            clients.push(Client::connect([endpoint], None).await?);
+            clients.push(Client::connect(endpoints.split(',').collect::<Vec<_>>(), None).await?);
         }
         Ok(Self { clients, prefix: prefix.to_owned(), recipe })
     }
@@ -89,7 +89,7 @@ impl Way for ByHand {
             Recipe::Txns => 0,
             Recipe::Puts => {
                 self.client(caller).kv_client().put(name, claim_value(key), None).await?;
-                return Ok(Claim { token: 0, lease: 0 });
+                return Ok(Claim::default());
             }
         };
         let absent = Compare::create_revision(name.as_str(), CompareOp::Equal, 0);

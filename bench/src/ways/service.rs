@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Claim, Way};
+use super::{Claim, Way, Work};
 use crate::server::Server;
 
 const NAMESPACE: &str = "bench";
@@ -182,10 +183,28 @@ impl Way for Calls {
             other => anyhow::bail!("a completed key is {other:?}"),
         }
     }
+
+    async fn share(&self, caller: usize, key: &str, work: &Work) -> anyhow::Result<(bool, Bytes)> {
+        let mut request = begin_request(key);
+        request.wait = Some(onced_client::wire(WAIT));
+        match Calls::begin(self, caller, request).await.context("Begin")? {
+            begin_response::Result::Claim(claim) => {
+                tokio::time::sleep(work.time).await;
+                let claim = Claim { token: claim.fencing_token, lease: 0 };
+                self.complete(caller, key, claim, work.outcome.clone()).await.context("Complete")?;
+                Ok((true, work.outcome.clone()))
+            }
+            begin_response::Result::Completed(completed) => Ok((false, response(completed.outcome)?)),
+            other => anyhow::bail!("a duplicate that waits got {other:?}"),
+        }
+    }
 }
 
+/// How long a caller waits for the outcome: the most that a server grants.
+const WAIT: Duration = Duration::from_secs(60);
+
 /// The response of an outcome.
-pub fn response(outcome: Option<Outcome>) -> anyhow::Result<Bytes> {
+fn response(outcome: Option<Outcome>) -> anyhow::Result<Bytes> {
     match outcome.and_then(|outcome| outcome.result) {
         Some(outcome::Result::Response(response)) => Ok(response),
         other => anyhow::bail!("an outcome is {other:?}"),

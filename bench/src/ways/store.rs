@@ -27,8 +27,9 @@ pub struct StoreWay {
 }
 
 impl StoreWay {
-    pub async fn etcd(endpoint: &str, prefix: &str) -> anyhow::Result<Self> {
-        let config = EtcdConfig::new(vec![endpoint.to_owned()], prefix);
+    pub async fn etcd(endpoints: &str, prefix: &str) -> anyhow::Result<Self> {
+        let endpoints = endpoints.split(',').map(str::to_owned).collect();
+        let config = EtcdConfig::new(endpoints, prefix);
         let store = EtcdStore::connect(config, Clock::system()).await?;
         Ok(Self { store: Arc::new(store), _dir: None })
     }
