@@ -116,10 +116,17 @@ impl Drop for Child {
     }
 }
 
-/// A port that is free now, below those that the system hands out for outgoing connections.
-pub fn free_port() -> anyhow::Result<u16> {
-    (0..1_000)
-        .map(|_| fastrand::u16(10_000..32_000))
-        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
-        .context("no port is free")
+/// Ports that are free now, below those that the system hands out for outgoing connections.
+pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+    // Held until all are found, so that none is found twice.
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = (0..1_000)
+            .find_map(|_| TcpListener::bind(("127.0.0.1", fastrand::u16(10_000..32_000))).ok())
+            .context("no port is free")?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
 }

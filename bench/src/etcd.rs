@@ -1,13 +1,17 @@
 //! The etcd that is measured against.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::child::{Child, free_port};
+use crate::child::{Child, free_ports};
 use crate::options::Options;
 
+const MEMBERS_MOST: usize = 3;
+/// Within which time an etcd that is well tells so.
+const ANSWERS_IN: Duration = Duration::from_secs(2);
 /// How often free ports are looked for.
 const PORT_ATTEMPTS: u32 = 10;
 /// Enough for what the longest run writes; etcd's own default is 2 GiB.
@@ -43,10 +47,9 @@ impl Etcd {
     }
 
     fn spawn(members: usize) -> anyhow::Result<Self> {
-        let mut ports = Vec::new();
-        for _ in 0..members {
-            ports.push((free_port()?, free_port()?));
-        }
+        let found: [u16; 2 * MEMBERS_MOST] = free_ports()?;
+        let ports: Vec<(u16, u16)> =
+            found.chunks_exact(2).map(|pair| (pair[0], pair[1])).take(members).collect();
         let url = |port| format!("http://127.0.0.1:{port}");
         let cluster: Vec<String> =
             ports.iter().map(|&(port, peer_port)| format!("bench-{port}={}", url(peer_port))).collect();
@@ -62,13 +65,12 @@ impl Etcd {
 
     /// Waits until it serves. False if somebody took a port of it meanwhile.
     async fn is_ready(&self) -> anyhow::Result<bool> {
-        for member in &self.members {
-            if let Err(error) = member.ready("etcd", || self.is_healthy()).await {
-                anyhow::ensure!(member.log().contains("address already in use"), error);
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let ended = || self.members.iter().find(|member| !member.is_running());
+        self.members[0].ready("etcd", async || ended().is_some() || self.is_healthy().await).await?;
+        let Some(ended) = ended() else { return Ok(true) };
+        let log = ended.log();
+        anyhow::ensure!(log.contains("address already in use"), "etcd ended:\n{log}");
+        Ok(false)
     }
 
     /// Where it listens: host:port of each member, with commas between.
@@ -104,8 +106,8 @@ impl Etcd {
 
     async fn is_healthy(&self) -> bool {
         for endpoint in self.endpoints.split(',') {
-            let health = get(endpoint, "/health").await;
-            if !health.is_ok_and(|answer| answer.contains(r#""health":"true""#)) {
+            let health = tokio::time::timeout(ANSWERS_IN, get(endpoint, "/health")).await;
+            if !health.is_ok_and(|answer| answer.is_ok_and(|answer| answer.contains(r#""health":"true""#))) {
                 return false;
             }
         }

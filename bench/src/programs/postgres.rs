@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::net::TcpStream;
 
 use super::{find, version};
-use crate::child::{Child, free_port};
+use crate::child::{Child, free_ports};
 
 /// PostgreSQL refuses to be run by root.
 const RUN: &str = r#"
@@ -29,7 +29,7 @@ pub struct Postgres {
 impl Postgres {
     pub async fn start() -> anyhow::Result<Self> {
         let (initdb, postgres) = (find("initdb")?, find("postgres")?);
-        let port = free_port()?;
+        let [port] = free_ports()?;
         // At once, but without leaving its shared memory behind.
         let child = Child::start_ended_by("QUIT", Path::new("sh"), |dir| {
             let programs = [initdb.display().to_string(), postgres.display().to_string()];

@@ -3,7 +3,7 @@
 use tokio::net::TcpStream;
 
 use super::{find, version};
-use crate::child::{Child, free_port};
+use crate::child::{Child, free_ports};
 
 /// When the append-only file is synced.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub struct Redis {
 
 impl Redis {
     pub async fn start(fsync: Fsync) -> anyhow::Result<Self> {
-        let port = free_port()?;
+        let [port] = free_ports()?;
         let fsync = match fsync {
             Fsync::Always => "always",
             Fsync::EverySecond => "everysec",

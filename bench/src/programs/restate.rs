@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::{find, version};
-use crate::child::{Child, free_port};
+use crate::child::{Child, free_ports};
 use crate::ways::http::{Http, post};
 
 const SERVICE: &str = include_str!("../../peers/restate.cjs");
@@ -23,7 +23,7 @@ pub struct Restate {
 impl Restate {
     pub async fn start() -> anyhow::Result<Self> {
         let program = find("restate-server")?.display().to_string();
-        let [ingress, admin, node, port] = [free_port()?, free_port()?, free_port()?, free_port()?];
+        let [ingress, admin, node, port] = free_ports()?;
         let bind = |name: &str, port| format!("RESTATE_{name}BIND_ADDRESS=127.0.0.1:{port}");
         let server = Child::start(Path::new("env"), |dir| {
             let base = format!("RESTATE_BASE_DIR={}", dir.join("data").display());
