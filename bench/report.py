@@ -47,7 +47,8 @@ def speed(result):
         spread = f"{number(min(rounds))}–{number(max(rounds))}"
         latencies = [number(way["latency_ms"][share]) for share in ("p50", "p90", "p99", "p99.9")]
         rows.append([f"`{way['way']}`", number(way["pairs_per_second"]["median"]), spread, to, *latencies])
-    return table(["way", "pairs/s", "least–most", "to onced", "p50 ms", "p90", "p99", "p99.9"], rows)
+    measured = f"Medians of {len(rounds)} rounds of {result['seconds']:g} s.\n\n"
+    return measured + table(["way", "pairs/s", "least–most", "to onced", "p50 ms", "p90", "p99", "p99.9"], rows)
 
 
 def costs(result):
@@ -65,14 +66,13 @@ def costs(result):
 
 def machine(peers):
     about, sync = peers["machine"], peers["machine"]["sync_ms"]
-    rounds = len(peers["results"][0]["ways"][0]["pairs_per_second"]["rounds"])
-    seconds = peers["results"][0]["seconds"]
     versions = sorted(set(", ".join(peers["versions"].values()).split(", ")) - {""})
+    memory = int(about["memory"].split()[0]) / 2**20
     lines = [
-        f"- {about['cpu']}, {about['cores']} cores, {about['memory']} of memory, {about['system']}",
+        f"- {about['cpu']}, {about['cores']} cores, {memory:.0f} GiB of memory, {about['system']}",
         f"- temporary directory on {about['filesystem']}; to append 4 KiB and sync takes {number(sync['p50'])} ms "
         f"(p99 {number(sync['p99'])} ms)",
-        f"- {rounds} rounds of {seconds:g} s, outcomes of {peers['payload_bytes']} bytes",
+        f"- outcomes of {peers['payload_bytes']} bytes",
         *(f"- {version}" for version in versions),
     ]
     missing = [f"- `{way}` is **missing**: {why}" for way, why in peers["missing"].items()]
@@ -94,9 +94,10 @@ def tick_label(value):
 def plot(points, field, across):
     """Both axes by powers of ten; onced's lines are thick, and those of its streams dashed."""
     left, top, width, height = 70, 20, 470, 330
-    series = {}
+    # CPU is counted in ticks, of which there may have been none.
+    series, least = {}, 10 if field == "cpu_ms" else 0.01
     for point in points:
-        series.setdefault(point["way"], []).append((point["at"], max(point[field], 0.1)))
+        series.setdefault(point["way"], []).append((point["at"], max(point[field], least)))
     xs = [x for line in series.values() for x, _ in line]
     rows = ticks(min(y for line in series.values() for _, y in line), max(y for line in series.values() for _, y in line))
     span = math.log10(max(xs) / min(xs)) or 1
@@ -135,16 +136,19 @@ def main():
     for result in peers["results"]:
         blocks[f"speed {result['callers']}"] = speed(result)
         blocks[f"costs {result['callers']}"] = costs(result)
+    (docs / "benchmarks").mkdir(exist_ok=True)
+    for over, field, across in PLOTS:
+        name = f"{over}-{field}.svg"
+        if growth.get(over):
+            (docs / "benchmarks" / name).write_text(plot(growth[over], field, across))
+            blocks.setdefault(f"plots {over}", "")
+            blocks[f"plots {over}"] += f"![{LABELS[field]}, over {across}](benchmarks/{name})\n"
     page = docs / "benchmarks.md"
     text = page.read_text()
     for name, block in blocks.items():
         mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = mark.sub(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)
+        text = mark.sub(lambda found: f"{found[1]}\n{block.strip()}\n\n{found[2]}", text)
     page.write_text(text)
-    (docs / "benchmarks").mkdir(exist_ok=True)
-    for over, field, across in PLOTS:
-        if growth.get(over):
-            (docs / "benchmarks" / f"{over}-{field}.svg").write_text(plot(growth[over], field, across))
 
 
 if __name__ == "__main__":
