@@ -66,8 +66,21 @@ pub struct Shown {
     pub serving: Serving,
     file: PathBuf,
     cert: CertificateDer<'static>,
-    /// Who signs the certificates of callers.
-    trusted: Arc<RootCertStore>,
+    own: CertifiedKey,
+    trusted: Trusted,
+}
+
+/// Who signs the certificates of callers, and who looks at those; nobody where none are asked for.
+#[derive(Clone, Debug)]
+struct Trusted {
+    roots: Arc<RootCertStore>,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl Default for Trusted {
+    fn default() -> Self {
+        Self { roots: Arc::new(RootCertStore::empty()), verifier: None }
+    }
 }
 
 impl Shown {
@@ -83,7 +96,7 @@ impl Shown {
 
     /// Whether it takes the certificates of callers that the other one takes, and maybe more.
     pub fn trusts_all_of(&self, other: &Shown) -> bool {
-        other.trusted.roots.iter().all(|root| self.trusted.roots.contains(root))
+        other.trusted.roots.roots.iter().all(|root| self.trusted.roots.roots.contains(root))
     }
 
     /// What to warn of at `now`.
@@ -101,49 +114,68 @@ impl TlsFiles {
     pub fn load(&self, now: Timestamp) -> Result<(Shown, Vec<String>), Vec<Unusable>> {
         let provider = Arc::new(ring::default_provider());
         let own = certified(OWN, &self.cert, &self.key, now, &provider);
-        let (own, trusted) = both(own, self.trusted())?;
+        let (own, trusted) = both(own, self.trusted(&provider))?;
+        let shown = self.shown(own, trusted, provider)?;
+        let doubts = shown.doubt(now).into_iter().collect();
+        Ok((shown, doubts))
+    }
+
+    /// The same where a server runs. Of the certificate and its key, or of the CA, that counts which was there before, if
+    /// the file cannot be used: it comes with why, and holds up nothing else.
+    pub fn renew(&self, now: Timestamp, before: &Shown) -> (Shown, Vec<String>, Vec<Unusable>) {
+        let provider = Arc::new(ring::default_provider());
+        let mut unusable = Vec::new();
+        let own = certified(OWN, &self.cert, &self.key, now, &provider).unwrap_or_else(|why| {
+            unusable.extend(why);
+            before.own.clone()
+        });
+        let trusted = self.trusted(&provider).unwrap_or_else(|why| {
+            unusable.push(why);
+            before.trusted.clone()
+        });
+        let shown = self.shown(own, trusted, provider).unwrap_or_else(|why| {
+            unusable.push(why);
+            before.clone()
+        });
+        let doubts = shown.doubt(now).into_iter().collect();
+        (shown, doubts, unusable)
+    }
+
+    fn shown(
+        &self,
+        own: CertifiedKey,
+        trusted: Trusted,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Shown, Unusable> {
         let cert = own.cert.first().cloned();
         let cert = cert.ok_or_else(|| Unusable::of(OWN.0, &self.cert, "holds no certificate"))?;
-        let verifier = self.verifier(&trusted, &provider)?;
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| Unusable::of(OWN.0, &self.cert, format!("cannot be served: {error}")))?;
-        let builder = match verifier {
+        let builder = match trusted.verifier.clone() {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own.clone())));
         config.alpn_protocols = vec![ALPN.to_vec()];
         if self.client_ca.is_some() {
             // A session that is resumed has the certificate of the first one, which nobody looks at again.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        let shown = Shown { serving: Arc::new(config), file: self.cert.clone(), cert, trusted };
-        let doubts = shown.doubt(now).into_iter().collect();
-        Ok((shown, doubts))
+        Ok(Shown { serving: Arc::new(config), file: self.cert.clone(), cert, own, trusted })
     }
 
-    /// Who may have signed the certificates of callers: nobody where none are asked for.
-    fn trusted(&self) -> Result<Arc<RootCertStore>, Unusable> {
-        let roots = self.client_ca.as_deref().map(|file| roots(CLIENT_CA, file)).transpose()?;
-        Ok(Arc::new(roots.unwrap_or_else(RootCertStore::empty)))
-    }
-
-    /// Who looks at the certificates of callers, if any are asked for.
-    fn verifier(
-        &self,
-        trusted: &Arc<RootCertStore>,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, Unusable> {
-        let Some(file) = &self.client_ca else { return Ok(None) };
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(trusted), Arc::clone(provider));
+    fn trusted(&self, provider: &Arc<CryptoProvider>) -> Result<Trusted, Unusable> {
+        let Some(file) = &self.client_ca else { return Ok(Trusted::default()) };
+        let roots = Arc::new(roots(CLIENT_CA, file)?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider));
         let verifier = match self.client_auth {
             ClientAuth::Required => verifier,
             ClientAuth::Optional => verifier.allow_unauthenticated(),
         };
         let cannot = |error| Unusable::of(CLIENT_CA, file, format!("cannot be used: {error}"));
-        verifier.build().map(Some).map_err(cannot)
+        Ok(Trusted { roots, verifier: Some(verifier.build().map_err(cannot)?) })
     }
 
     /// All of them.
@@ -159,8 +191,20 @@ pub fn check_for_etcd(
     key: Option<&Path>,
     now: Timestamp,
 ) -> (Vec<Unusable>, Vec<String>) {
-    let mut unusable: Vec<Unusable> = ca.and_then(|file| roots(ETCD_CA, file).err()).into_iter().collect();
-    let mut doubts = Vec::new();
+    let (mut unusable, mut doubts) = (Vec::new(), Vec::new());
+    match ca.map(|file| (file, certificates(ETCD_CA, file))) {
+        Some((file, Ok(found))) => {
+            // As its client takes them: those of a bundle that it cannot use are left out.
+            let (taken, left) = RootCertStore::empty().add_parsable_certificates(found);
+            if taken == 0 {
+                unusable.push(Unusable::of(ETCD_CA, file, "holds no certificate that can be used"));
+            } else if left > 0 {
+                doubts.push(format!("{} holds {left} certificates that cannot be used", file.display()));
+            }
+        }
+        Some((_, Err(why))) => unusable.push(why),
+        None => {}
+    }
     match (cert, key) {
         (Some(cert), Some(key)) => match certified(ETCD, cert, key, now, &ring::default_provider()) {
             Ok(own) => {
@@ -231,11 +275,17 @@ fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer
     Ok(found)
 }
 
+/// In words of ours: those of the error may quote the file, which may be a key.
 fn no_pem(error: &PemError) -> String {
     match error {
-        PemError::MissingSectionEnd { .. } => "is cut off: a part of it has no end".to_owned(),
-        error => format!("is no PEM: {error}"),
+        PemError::MissingSectionEnd { .. } => "is cut off: a part of it has no end",
+        PemError::IllegalSectionStart { .. } => {
+            "is no PEM: the line that begins a part has no end of its own"
+        }
+        PemError::Base64Decode(_) => "is no PEM: a part of it is no base64",
+        _ => "is no PEM",
     }
+    .to_owned()
 }
 
 fn roots(setting: &'static str, file: &Path) -> Result<RootCertStore, Unusable> {

@@ -12,7 +12,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::access::Unusable;
-use crate::clock::wall_time;
 use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
 use crate::telemetry::Log;
@@ -152,20 +151,15 @@ impl Reloads {
             }
         }
         let Some(files) = self.running.tls.files() else { return };
-        let shown = files.load(wall_time());
-        self.tell(CERTIFICATE, shown.is_ok());
-        match shown {
-            Ok((shown, doubts)) => {
-                for doubt in doubts {
-                    tracing::warn!("{doubt}");
-                }
-                self.live.set_tls(shown);
-                tracing::info!("new connections get the certificate as it is in its file now");
-            }
-            Err(unusable) => {
-                tell_unusable(&unusable, "the certificate was not reloaded, and stays as it was");
-            }
+        let (doubts, unusable) = self.live.renew_tls(&files);
+        self.tell(CERTIFICATE, unusable.is_empty());
+        for doubt in doubts {
+            tracing::warn!("{doubt}");
         }
+        if unusable.is_empty() {
+            tracing::info!("new connections get the certificate as it is in its file now");
+        }
+        tell_unusable(&unusable, "what TLS stands on was not reloaded from it, and stays as it was");
     }
 
     fn refuse(&mut self, problems: &Problems) {

@@ -77,7 +77,7 @@ impl Serve {
             // It could be used a moment ago, when all of it was checked.
             Err(unusable) => {
                 unusable.iter().for_each(|unusable| say(&unusable.to_string()));
-                return Exit::Usage;
+                return Exit::Failed;
             }
         };
         // Where there is no file nothing can have changed: the signal then ends the process, as it does when the

@@ -38,6 +38,9 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// What a connection may send before it is read.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
+/// How long the calls of a connection may take that is to end: longer than they wait, as a rule.
+const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
+
 /// The name of the limit on connections, as the settings have it.
 const LIMIT: &str = "connections";
 
@@ -199,6 +202,7 @@ impl Connections {
         let trust = served.map_or_else(CancellationToken::new, |served| served.trust.clone());
         let handshake = self.limits.handshake;
         let (clock, failures) = (self.clock.clone(), Arc::clone(&self.failures));
+        let draining = self.draining.clone();
         async move {
             let _place = place;
             let opened = tokio::select! {
@@ -243,6 +247,10 @@ impl Connections {
                         biased;
                         ended = connection.as_mut() => ended,
                         () = dropped.cancelled() => return,
+                        // Longer than any call has a right to. Who was told to go, and goes on calling, has none.
+                        () = overdue(&draining) => {
+                            return tracing::debug!(%peer, "a connection did not end, and was dropped");
+                        }
                     }
                 }
             };
@@ -265,6 +273,14 @@ async fn due(closing: &CancellationToken, trust: &CancellationToken, max_age: Op
     match max_age {
         Some(max_age) => drop(tokio::time::timeout(max_age, ends).await),
         None => ends.await,
+    }
+}
+
+/// Waits until a connection has had its time to end, unless the server drains: that has a limit of its own.
+async fn overdue(draining: &CancellationToken) {
+    tokio::time::sleep(LAST_CALLS).await;
+    if draining.is_cancelled() {
+        std::future::pending().await
     }
 }
 

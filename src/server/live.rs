@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Gate, Shown, Unusable, both};
+use crate::access::{Gate, Shown, TlsFiles, Unusable, both};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
@@ -75,6 +75,14 @@ impl Live {
             );
             before.trust.cancel();
         }
+    }
+
+    /// Shows new connections what the files hold now, each that can be used: what to warn of, and which cannot.
+    pub fn renew_tls(&self, files: &TlsFiles) -> (Vec<String>, Vec<Unusable>) {
+        let Some(tls) = &self.tls else { return Default::default() };
+        let (shown, doubts, unusable) = files.renew(wall_time(), &tls.load().shown);
+        self.set_tls(shown);
+        (doubts, unusable)
     }
 
     /// Warns every hour of a certificate that ends soon, or has; never ends.

@@ -101,6 +101,13 @@ impl Calls {
 impl Stream {
     /// The session, or a new one if it has ended.
     async fn session(&self, timeout: Duration) -> Result<Arc<Session>, Refusal> {
+        let opened = tokio::time::timeout(timeout, self.opened(timeout)).await;
+        opened.unwrap_or_else(|_| {
+            Err(Refusal::of(&Status::deadline_exceeded("no session could be opened in time")))
+        })
+    }
+
+    async fn opened(&self, timeout: Duration) -> Result<Arc<Session>, Refusal> {
         let current = self.current.load_full();
         if current.is_open() {
             return Ok(current);

@@ -63,7 +63,7 @@ pub enum Scenario {
 /// code is 1 if that is not so, whatever the figures say.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
-#[command(mut_arg("timeout", |arg| arg.help("How long each call may take, waiting for an outcome included; locks live 5s longer")))]
+#[command(mut_arg("timeout", |arg| arg.help("How long each call may take, waiting for an outcome included; locks live 5s longer than twice that")))]
 pub struct BenchArgs {
     /// What the callers do
     #[arg(value_enum, default_value = "unique")]

@@ -280,7 +280,7 @@ impl Keys {
             request_id: request_id.to_string(),
             fingerprint: Bytes::new(),
             owner: self.owner.clone(),
-            lock_ttl: Some(wire(self.timeout.saturating_add(LOCK_MARGIN))),
+            lock_ttl: Some(wire(self.timeout.saturating_mul(2).saturating_add(LOCK_MARGIN))),
             wait: Some(wire(wait)),
             retention: Some(wire(retention)),
             // Whatever the namespace does by default, what a load leaves behind goes away by itself.

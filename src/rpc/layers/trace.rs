@@ -230,7 +230,12 @@ impl Line {
             (
                 Rpc::Resolve | Rpc::Delete,
                 None
-                | Some(Failure::Coordinator(Error::Store(_)) | Failure::Cancelled | Failure::DeadlineExceeded),
+                | Some(
+                    Failure::Coordinator(Error::Store(_) | Error::Fault)
+                    | Failure::Internal(_)
+                    | Failure::Cancelled
+                    | Failure::DeadlineExceeded,
+                ),
             ) => answered!(info),
             _ => answered!(debug),
         }

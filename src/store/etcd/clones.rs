@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, LeaseGrantOptions, ResponseHeader};
+use etcd_client::{Client, LeaseGrantOptions, ResponseHeader};
 use futures_util::future::join_all;
 
 use super::endpoints::{Endpoints, Line};
@@ -64,9 +64,8 @@ impl Endpoints {
 
     async fn name(&self, line: &Line) -> Option<Name> {
         let marker = self.marker().to_owned();
-        // Answered by the member itself. Its status is told by etcd 3.4 to root alone, where there are logins.
-        let options = GetOptions::new().with_serializable().with_count_only();
-        let read = async |client: Client| client.kv_client().get(marker, Some(options)).await;
+        // Not its status: etcd 3.4 tells that to root alone, where there are logins.
+        let read = async |client: Client| client.kv_client().get(marker, None).await;
         self.ask(line, read).await?.header().map(name_in)
     }
 

@@ -26,6 +26,9 @@ fn files_that_cannot_be_used_are_named_with_their_cause_and_the_exit_status_is_2
     fs::write(certificates.path("empty"), "").unwrap();
     fs::write(certificates.path("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
         .unwrap();
+    // As from an environment variable.
+    let in_one_line = fs::read_to_string(certificates.path("server.key")).unwrap().replace('\n', "\\n");
+    fs::write(certificates.path("in-one-line"), in_one_line).unwrap();
     let path = |name: &str| certificates.arg(name);
     let (cert, key, directory) = (path("server.crt"), path("server.key"), path(""));
     for (flags, file, cause) in [
@@ -42,6 +45,11 @@ fn files_that_cannot_be_used_are_named_with_their_cause_and_the_exit_status_is_2
             vec![("--tls-cert", cert.clone()), ("--tls-key", cert.clone())],
             "server.crt",
             "holds no private key",
+        ),
+        (
+            vec![("--tls-cert", cert.clone()), ("--tls-key", path("in-one-line"))],
+            "in-one-line",
+            "the line that begins a part has no end",
         ),
         (
             vec![("--tls-cert", cert.clone()), ("--tls-key", path("other.key"))],
@@ -65,6 +73,8 @@ fn files_that_cannot_be_used_are_named_with_their_cause_and_the_exit_status_is_2
         let (code, said) = checked(&flags);
         assert_eq!((code, said.lines().count()), (Some(2), 1), "{flags:?}: {said}");
         assert!(said.contains(file) && said.contains(cause), "{cause}: {said}");
+        // Neither as text nor byte by byte.
+        assert!(!said.contains("-----BEGIN") && !said.contains("45, 45"), "{said}");
     }
 }
 
@@ -183,7 +193,7 @@ impl Process {
 }
 
 const TAKEN: &str = "new connections get the certificate";
-const KEPT: &str = "the certificate was not reloaded, and stays as it was";
+const KEPT: &str = "what TLS stands on was not reloaded from it, and stays as it was";
 
 #[tokio::test]
 async fn commands_call_by_tls() {

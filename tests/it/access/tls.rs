@@ -161,8 +161,7 @@ fn begin(key: &str) -> BeginRequest {
 }
 
 fn renew(server: &TestServer, config: &Config) {
-    let (serving, _) = config.tls.files().unwrap().load(wall_time()).unwrap();
-    server.live().set_tls(serving);
+    server.live().renew_tls(&config.tls.files().unwrap());
 }
 
 /// A session that is resumed is one whose certificate nobody looks at again.
@@ -227,6 +226,8 @@ async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_e
     api.release(released).await.unwrap();
     watch.message().await.unwrap().expect("the watch goes on");
 
+    // Whatever else is wrong.
+    fs::write(certificates.path("server.key"), "nonsense").unwrap();
     fs::copy(new.ca(), &trusted).unwrap();
     renew(&server, &config);
     let ended = tokio::time::timeout(HANGS, watch.message()).await.expect("the watch goes on").unwrap_err();
