@@ -287,7 +287,9 @@ impl<'a> Search<'a> {
         for (i, (_, operation)) in self.operations.iter().enumerate() {
             let Some(unseen) = self.unseen_try(operation, point, due) else { continue };
             let from = unseen.from.max(point.since);
-            let (told, mut state) = point.state.after(&operation.call, from);
+            // The lock of a claim that lands when its call is over runs from when that was sent. It is owed to nobody.
+            let armed = if unseen.is_late { unseen.from } else { from };
+            let (told, mut state) = point.state.after(&operation.call, armed);
             if state.looks_like(&point.state) {
                 continue;
             }
@@ -317,15 +319,18 @@ impl<'a> Search<'a> {
             return None;
         }
         if let Some(lost) = operation.unknown_tries().next().filter(|lost| lost.sent <= due) {
-            return Some(Unseen { from: lost.sent, may_be_given_back: true });
+            return Some(Unseen { from: lost.sent, may_be_given_back: true, is_late: false });
         }
         let (sent, answered) = operation.span();
         // After that, what it wrote before and took for lost finds another revision than it expects; but the
         // claim of an absent key finds none, if the record was removed.
         let before_its_answer = answered? >= point.since;
         let late = matches!(operation.call, Call::Begin(_)) && point.state.record.is_none();
-        (sent <= due && (before_its_answer || late))
-            .then_some(Unseen { from: sent, may_be_given_back: false })
+        (sent <= due && (before_its_answer || late)).then_some(Unseen {
+            from: sent,
+            may_be_given_back: false,
+            is_late: !before_its_answer,
+        })
     }
 
     /// How far one gets, and why not on.
@@ -374,6 +379,8 @@ struct Unseen {
     from: Time,
     /// Whether the server may find that nobody received its answer.
     may_be_given_back: bool,
+    /// Whether its call had been answered by then.
+    is_late: bool,
 }
 
 /// When an answered operation took effect, at the earliest. A claim tells how long it waited before that.
