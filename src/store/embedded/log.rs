@@ -33,6 +33,8 @@ use crate::store::Revision;
 const SUM: usize = 4;
 const HEAD: usize = 48;
 const REMOVED: u32 = u32::MAX;
+/// The last generation, revision and running time that are believed. None comes so far.
+const LAST: u64 = u64::MAX / 2;
 /// A file grows in steps of this many bytes.
 const GROWTH: u64 = 1 << 20;
 
@@ -206,8 +208,7 @@ fn frame(bytes: &[u8], wanted: Option<(u64, u64)>) -> Result<Option<(Frame, &[u8
         return Ok(None);
     }
     let broken = || "a frame of the log makes no sense".to_owned();
-    // No counter comes so far, and the next one has to have room.
-    if [generation, number(3), number(4)].iter().any(|&count| count > u64::MAX / 2) {
+    if [generation, number(3), number(4)].iter().any(|&count| count > LAST) {
         return Err(broken());
     }
     let mut rows = RowMap::new();

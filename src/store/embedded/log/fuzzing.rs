@@ -32,7 +32,10 @@ pub fn log(data: &[u8]) {
     };
     assert!(found.counters.revision >= NOTHING_MOVED.revision, "a revision went back");
     assert!(found.counters.running_ms >= NOTHING_MOVED.running_ms, "time went back");
-    goes_on(log, found.counters);
+    // After the last ones there are none to go on with.
+    if log.generation <= LAST && found.counters.revision.0 < LAST {
+        goes_on(log, found.counters);
+    }
 }
 
 fn filled(bytes: &[u8]) -> Half {
@@ -57,8 +60,8 @@ fn goes_on(mut log: Log, before: Counters) {
     assert_eq!(rows, [(b"gone".to_vec(), None), (b"row".to_vec(), Some(b"value"[..].into()))]);
 }
 
-/// Logs to begin with: empty, of some commits in one half, of some in both, torn, of the last generation there is,
-/// and with commits that go far ahead and back.
+/// Logs to begin with: empty, of some commits in one half, of some in both, torn, of the last generation that is
+/// believed and of one that is not, up to the last revision, and with commits that go far ahead and back.
 pub fn logs() -> Vec<Vec<u8>> {
     let frame_to = |generation: u64, before: u64, after: u64| {
         let head = [generation, generation.wrapping_mul(77), before, after, 100 + before];
@@ -77,7 +80,9 @@ pub fn logs() -> Vec<Vec<u8>> {
         [piece(&one, 1, true), piece(&two, 1, true)].concat(),
         [piece(&one, 1, true), piece(&two, 1, true), piece(&three, 0, true)].concat(),
         [piece(&one, 1, true), piece(&two[..50], 1, true), piece(&three, 0, false)].concat(),
-        piece(&frame(u64::MAX, 10), 1, true),
+        piece(&frame(LAST, 10), 1, true),
+        piece(&frame(LAST + 1, 10), 1, true),
+        piece(&frame_to(1, 10, LAST), 1, true),
         [piece(&far, 1, true), piece(&back, 0, true)].concat(),
     ]
 }
