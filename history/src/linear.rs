@@ -287,9 +287,11 @@ impl<'a> Search<'a> {
         for (i, (_, operation)) in self.operations.iter().enumerate() {
             let Some(unseen) = self.unseen_try(operation, point, due) else { continue };
             let from = unseen.from.max(point.since);
-            // The lock of a claim that lands when its call is over runs from when that was sent. It is owed to nobody.
-            let armed = if unseen.is_late { unseen.from } else { from };
-            let (told, mut state) = point.state.after(&operation.call, armed);
+            let (told, mut state) = point.state.after(&operation.call, from);
+            if unseen.is_late {
+                // It ran from when the call was sent, and is owed to nobody. (To know how long would make points many.)
+                state.lock_may_be_over();
+            }
             if state.looks_like(&point.state) {
                 continue;
             }

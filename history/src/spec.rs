@@ -134,6 +134,15 @@ impl State {
         }
     }
 
+    /// The lock that is held, if one is, may lapse at any time.
+    pub fn lock_may_be_over(&mut self) {
+        if let Some(Record { phase: Phase::InProgress { held_until: Some(until), .. }, .. }) =
+            &mut self.record
+        {
+            *until = Time::ZERO;
+        }
+    }
+
     /// The end of the record's retention, and when it comes at the earliest.
     pub fn expiry(&self) -> Option<(Time, State)> {
         let kept_until = self.record.as_ref()?.kept_until?;

@@ -86,6 +86,19 @@ fn an_unknown_begin_may_land_when_another_has_released() {
 }
 
 #[test]
+fn the_lock_of_a_claim_that_lands_late_runs_from_when_it_was_sent() {
+    passes(|it| {
+        it.op(0, 1, begin("a"), claim(5, 1));
+        it.op(1, 2, complete(5, "done"), stored());
+        // Its write was lost on the way, and met the record when it was sent again.
+        it.op(2, 3, begin("b"), completed(5, 1, "a", "done"));
+        it.op(7, 8, delete(5), Answer::Ok);
+        it.op(8, 9, lookup(), in_progress(1, "b"));
+        it.op(13, 14, begin("c"), claim(9, 2));
+    });
+}
+
+#[test]
 fn an_unknown_complete_may_land_at_any_time_or_never() {
     let before = |it: &mut Story| {
         it.op(0, 1, begin("a"), claim(5, 1));
