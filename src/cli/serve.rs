@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::exit::Exit;
 use super::output::{print, say};
-use super::reload::Reloads;
+use super::reload::{self, Reloads};
 use super::settings::SettingsArgs;
 use crate::config::{self, Config, Loaded, Sources};
 use crate::server::{self, Live};
@@ -72,6 +72,8 @@ impl Serve {
                 return Exit::Failed;
             }
         };
+        // Before they are used: what changes in between is to be seen.
+        let seen = reload::look_at(config.files());
         let live = match Live::of(&config) {
             Ok(live) => live,
             // It could be used a moment ago, when all of it was checked.
@@ -83,7 +85,7 @@ impl Serve {
         // Where there is no file nothing can have changed: the signal then ends the process, as it does when the
         // terminal goes.
         if file.is_some() || config.files().next().is_some() {
-            match Reloads::listen(self.sources, config.clone(), live.clone(), log) {
+            match Reloads::listen(self.sources, config.clone(), seen, live.clone(), log) {
                 Ok(reloads) => drop(tokio::spawn(reloads.go_on())),
                 Err(error) => {
                     say(&format!("cannot listen for signals: {error}"));

@@ -37,9 +37,9 @@ impl Config {
         Ok(self.gate_of(tokens.map(Arc::new), issuer.map(Arc::new)))
     }
 
-    /// The same where a server runs. Of a file that cannot be used, or has lost all its tokens, that counts which was
-    /// there before: it comes with why, and holds up nothing else.
-    pub fn renew(&self, before: &Gate) -> (Gate, Vec<Unusable>) {
+    /// What the files hold where a server runs. Of one that cannot be used, or has lost all its tokens, that counts which
+    /// was there before: it comes with why, and holds up nothing else.
+    pub fn renew(&self, before: &Gate) -> (Option<Arc<Tokens>>, Option<Arc<Issuer>>, Vec<Unusable>) {
         let mut unusable = Vec::new();
         let tokens = self.tokens().and_then(|tokens| match (&self.access.tokens, &tokens) {
             (Some(file), Some(now)) if now.is_empty() && before.has_tokens() => Err(Tokens::lost(file)),
@@ -59,7 +59,7 @@ impl Config {
             },
             |issuer| issuer.map(Arc::new),
         );
-        (self.gate_of(tokens, issuer), unusable)
+        (tokens, issuer, unusable)
     }
 
     fn tokens(&self) -> Result<Option<Tokens>, Unusable> {
@@ -73,7 +73,8 @@ impl Config {
         self.access.jwks.as_deref().map(|keys| Issuer::load(keys, &name, &audience)).transpose()
     }
 
-    fn gate_of(&self, tokens: Option<Arc<Tokens>>, issuer: Option<Arc<Issuer>>) -> Gate {
+    /// What is asked of callers by these settings, with what files hold.
+    pub fn gate_of(&self, tokens: Option<Arc<Tokens>>, issuer: Option<Arc<Issuer>>) -> Gate {
         Gate {
             certificates: self.takes_certificates(),
             tokens,

@@ -44,7 +44,7 @@ pub fn check(
     checks.certificates(config);
     checks.ports(config);
     checks.together(config);
-    config.etcd_password = checks.password(config, variable);
+    config.etcd_password = checks.password(config, variable, files);
     checks.doubts
 }
 
@@ -137,7 +137,13 @@ impl Checks<'_> {
     }
 
     /// The password in a file, or else in the environment: command lines are there for all to see.
-    fn password(&mut self, config: &Config, variable: impl Fn(&str) -> Option<String>) -> Option<Secret> {
+    /// A running server has it, and needs a restart to take another one.
+    fn password(
+        &mut self,
+        config: &Config,
+        variable: impl Fn(&str) -> Option<String>,
+        files: Files,
+    ) -> Option<Secret> {
         let Some(file) = &config.etcd.password_file else {
             config.etcd.user.as_ref()?;
             let password = variable(PASSWORD_VARIABLE);
@@ -160,7 +166,10 @@ impl Checks<'_> {
                 password => return Some(Secret(password.to_owned())),
             },
         };
-        self.refuse("etcd.password_file", refused);
+        match files {
+            Files::All => self.refuse("etcd.password_file", refused),
+            Files::Needed => self.doubts.push(format!("etcd.password_file: {refused}")),
+        }
         None
     }
 

@@ -44,7 +44,8 @@ impl Config {
 
     fn change(&mut self, mut new: Config) -> Vec<Change> {
         let mut changes = Vec::new();
-        if self.etcd_password != new.etcd_password {
+        // None where it cannot be read just now.
+        if new.etcd_password.is_some() && self.etcd_password != new.etcd_password {
             let hidden = || "not shown".to_owned();
             let key = "the password of etcd.user".to_owned();
             changes.push(Change { key, from: hidden(), to: hidden(), reload: Reload::Restart });

@@ -1,12 +1,13 @@
 //! What may change under a running server.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Gate, Shown, TlsFiles, Unusable, both};
+use crate::access::{Gate, Shown, Unusable, both};
 use crate::clock::wall_time;
 use crate::config::Config;
 use crate::rpc;
@@ -29,6 +30,8 @@ pub(super) struct Served {
 pub struct Live {
     pub(super) rules: rpc::Live,
     pub(super) tls: Option<LiveTls>,
+    /// The settings that are in force. Held while rules are made of them.
+    config: Arc<Mutex<Config>>,
 }
 
 impl Live {
@@ -41,29 +44,54 @@ impl Live {
         let (tls, gate) = both(tls, config.gate())?;
         let served = |(shown, _)| Served { shown, trust: CancellationToken::new() };
         let tls = tls.map(|loaded| Arc::new(ArcSwap::from_pointee(served(loaded))));
-        Ok(Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, gate))), tls })
+        Ok(Self::new(config, gate, tls))
+    }
+
+    fn new(config: &Config, gate: Gate, tls: Option<LiveTls>) -> Self {
+        let rules = Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, gate)));
+        Self { rules, tls, config: Arc::new(Mutex::new(config.clone())) }
     }
 
     /// The same without any of the files: neither is TLS spoken, nor anybody asked who they are.
     pub(super) fn in_plaintext(config: &Config) -> Self {
-        Self { rules: Arc::new(ArcSwap::from_pointee(rpc::Rules::of(config, Gate::default()))), tls: None }
+        Self::new(config, Gate::default(), None)
     }
 
-    /// Serves by other rules from now on.
-    ///
-    /// # Errors
-    /// Each file that they name and cannot be used, or whose tokens are all gone: what it held before stays in force.
-    /// All else is in force now.
-    pub fn set_rules(&self, config: &Config) -> Result<(), Vec<Unusable>> {
-        let (gate, unusable) = config.renew(&self.rules.load().gate);
-        self.rules.store(Arc::new(rpc::Rules::of(config, gate)));
-        if unusable.is_empty() { Ok(()) } else { Err(unusable) }
+    /// Serves by other settings from now on, with what the files held when they were last read.
+    pub fn set_settings(&self, config: &Config) {
+        let mut running = self.config();
+        running.clone_from(config);
+        let gate = &self.rules.load().gate;
+        let gate = running.gate_of(gate.tokens.clone(), gate.issuer.clone());
+        self.rules.store(Arc::new(rpc::Rules::of(&running, gate)));
+    }
+
+    /// Takes callers for who the files say that they are now: which cannot be used, or have lost all their tokens. What
+    /// such a one held before stays in force.
+    pub fn renew_access(&self) -> Vec<Unusable> {
+        let read = self.config().clone();
+        // Nobody waits for it: it may take long.
+        let (tokens, issuer, unusable) = read.renew(&self.rules.load_full().gate);
+        let running = self.config();
+        let gate = running.gate_of(tokens, issuer);
+        self.rules.store(Arc::new(rpc::Rules::of(&running, gate)));
+        unusable
+    }
+
+    /// The settings that are in force.
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files that are read again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.config().files().collect()
     }
 
     /// Shows new connections another certificate from now on. Where a CA is gone that callers were trusted by, the
     /// connections that there are end, once their calls are answered: it may have signed for who made them. A server that
     /// speaks no TLS goes on so.
-    pub fn set_tls(&self, shown: Shown) {
+    fn set_tls(&self, shown: Shown) {
         let Some(tls) = &self.tls else { return };
         let before = tls.load();
         if shown.trusts_all_of(&before.shown) {
@@ -77,12 +105,14 @@ impl Live {
         }
     }
 
-    /// Shows new connections what the files hold now, each that can be used: what to warn of, and which cannot.
-    pub fn renew_tls(&self, files: &TlsFiles) -> (Vec<String>, Vec<Unusable>) {
-        let Some(tls) = &self.tls else { return Default::default() };
+    /// Shows new connections what the files of TLS hold now, each that can be used: what to warn of, and which cannot.
+    /// `None` where no TLS is spoken.
+    pub fn renew_tls(&self) -> Option<(Vec<String>, Vec<Unusable>)> {
+        let files = self.config().tls.files();
+        let (tls, files) = (self.tls.as_ref()?, files?);
         let (shown, doubts, unusable) = files.renew(wall_time(), &tls.load().shown);
         self.set_tls(shown);
-        (doubts, unusable)
+        Some((doubts, unusable))
     }
 
     /// Warns every hour of a certificate that ends soon, or has; never ends.

@@ -154,7 +154,7 @@ async fn who_is_taken_out_of_the_rules_while_its_calls_wait_is_told_nothing_and_
 
     let mut config = scene.config.clone();
     config.rules.remove("workers");
-    scene.server.live().set_rules(&config).unwrap();
+    reload(&scene.server, &config);
     let (namespace, result) = (NAMESPACE.to_owned(), v1::outcome::Result::Response("secret".into()));
     let outcome = Some(v1::Outcome { result: Some(result), ..Default::default() });
     let (key, retention) = ("k".to_owned(), None);
@@ -173,11 +173,11 @@ async fn a_session_and_a_watch_are_refused_once_their_token_is_taken_back() {
     let (scene, tokens, _) = Scene::new().await;
     let mut streams = scene.streams(&tokens[0]).await;
     // What else changes is none of its business.
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     streams.send(1, 0);
     assert!(matches!(streams.answer().await.unwrap().answer, Some(Answer::Lookup(_))));
     let renewed = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     streams.send(2, 0);
     assert_eq!(refused(streams.answer().await.unwrap()), "CREDENTIALS_INVALID");
     scene.api(&renewed[0]).await.release(release("k", 1)).await.unwrap();
@@ -191,7 +191,7 @@ async fn rules_hold_for_sessions_and_watches_that_are_open_as_they_are_now() {
     let mut streams = scene.streams(&tokens[0]).await;
     let mut config = scene.config.clone();
     config.rules.get_mut("workers").unwrap().actions = vec![Action::Begin];
-    scene.server.live().set_rules(&config).unwrap();
+    reload(&scene.server, &config);
     streams.send(1, 0);
     let Some(Answer::Error(status)) = streams.answer().await.unwrap().answer else { panic!("it was served") };
     assert_eq!(info(&status).reason, "ACCESS_DENIED");
@@ -212,7 +212,7 @@ async fn a_client_reads_its_token_again_when_it_is_refused() {
     watch.next().await.unwrap().expect("a state");
 
     let renewed = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     let refused = client.begin(begin("two", 0)).await.unwrap_err();
     assert_eq!(refused.reason(), Some(ErrorReason::CredentialsInvalid), "{refused}");
     fs::write(&file, &renewed[0]).unwrap();
@@ -252,7 +252,7 @@ async fn a_file_that_is_broken_changes_nothing() {
         let path = scene.directory.path().join(file);
         let before = fs::read(&path).unwrap();
         fs::write(&path, broken).unwrap();
-        let told = scene.server.live().set_rules(&scene.config).unwrap_err();
+        let told = reloaded(&scene.server, &scene.config);
         assert!(told.len() == 1 && told[0].text.contains(file), "{told:?}");
         assert_eq!(call(&tokens[0]).await, Some(ErrorReason::RecordNotFound));
         assert_eq!(call(&issuer.token("worker", 60)).await, Some(ErrorReason::RecordNotFound));
@@ -263,22 +263,22 @@ async fn a_file_that_is_broken_changes_nothing() {
     let fewer = write_tokens(&scene.directory.path().join("tokens"), &["worker"]);
     let mut config = scene.config.clone();
     config.rules.remove("others");
-    scene.server.live().set_rules(&config).unwrap_err();
+    assert!(!reloaded(&scene.server, &config).is_empty());
     assert_eq!(call(&tokens[0]).await, Some(ErrorReason::CredentialsInvalid));
     assert_eq!(call(&fewer[0]).await, Some(ErrorReason::RecordNotFound));
     assert_eq!(call(&issuer.token("worker", 60)).await, Some(ErrorReason::RecordNotFound));
     config.rules.remove("workers");
     config.rules.insert("nobody".to_owned(), rule(&["token:nobody"], &["*"], &Action::ALL));
-    scene.server.live().set_rules(&config).unwrap_err();
+    assert!(!reloaded(&scene.server, &config).is_empty());
     assert_eq!(call(&fewer[0]).await, Some(ErrorReason::AccessDenied));
     Issuer::new(&scene.directory.path().join("jwks"));
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     let issuer = Issuer::new(&scene.directory.path().join("jwks"));
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     // A key that is gone from the file takes its tokens with it, also those that were remembered.
     let old = issuer.token("worker", 60);
     assert_eq!(call(&old).await, Some(ErrorReason::RecordNotFound));
     Issuer::new(&scene.directory.path().join("jwks"));
-    scene.server.live().set_rules(&scene.config).unwrap();
+    reload(&scene.server, &scene.config);
     assert_eq!(call(&old).await, Some(ErrorReason::CredentialsInvalid));
 }

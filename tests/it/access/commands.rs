@@ -111,6 +111,23 @@ fn commands_show_their_token_and_are_told_what_they_may_not_do() {
     assert!(!format!("{}{said}", process.log()).contains(&worker), "a token is shown");
 }
 
+#[test]
+fn rules_take_access_back_while_a_file_hangs() {
+    let (worker, line) = token("worker");
+    let process = Process::start(&line, RULES);
+    let tokens = process.tokens();
+    fs::remove_file(&tokens).unwrap();
+    process.until_logged("a file hangs when it is read", || {
+        assert!(std::process::Command::new("mkfifo").arg(&tokens).status().unwrap().success());
+    });
+    assert!(process.log().contains(&tokens), "{}", process.log());
+    assert_eq!(process.begin(Some(&worker)).0, Some(0));
+    let nobody = RULES.replace("token:worker", "token:nobody");
+    process.write("onced.toml", &format!("access.tokens = {tokens:?}\n{nobody}"));
+    process.until_logged("the settings were reloaded", || process.hang_up());
+    assert_eq!(process.begin(Some(&worker)).0, Some(12));
+}
+
 /// Tokens by themselves, as whoever writes them need not know of the server; rules at SIGHUP.
 #[test]
 fn tokens_and_rules_are_reloaded_and_what_is_wrong_with_them_changes_nothing() {

@@ -13,7 +13,7 @@ mod tls;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use onced::access::ClientAuth;
+use onced::access::{ClientAuth, Unusable};
 use onced::server::{Config, Limits};
 use onced_client::v1::LookupRequest;
 use onced_client::{Client, ClientBuilder, Error, ErrorReason};
@@ -28,6 +28,16 @@ fn speaking_tls(certificates: &Certificates) -> Config {
     let mut config = Config::default();
     (config.tls.cert, config.tls.key) = (Some(cert), Some(key));
     config
+}
+
+/// Has a server take settings, and what their files hold: which it could not use.
+fn reloaded(server: &TestServer, config: &Config) -> Vec<Unusable> {
+    server.live().set_settings(config);
+    server.live().renew_access()
+}
+
+fn reload(server: &TestServer, config: &Config) {
+    assert_eq!(reloaded(server, config), []);
 }
 
 async fn start(config: Config) -> TestServer {

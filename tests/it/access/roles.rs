@@ -191,7 +191,7 @@ async fn health_asks_nobody_and_reflection_as_it_is_set() {
     }
     let mut config = scene.config.clone();
     config.access.open_reflection = false;
-    scene.server.live().set_rules(&config).unwrap();
+    reload(&scene.server, &config);
     for connection in [&nobody, &wrong] {
         health(connection, &origin).await.unwrap();
         assert_eq!(reflection(connection, &origin).await.unwrap_err().code(), Code::Unauthenticated);
@@ -235,7 +235,7 @@ async fn certificates_say_who_calls_and_a_token_counts_more() {
 async fn without_rules_whoever_is_known_may_do_all_and_without_either_anybody() {
     let scene = Scene::new().await;
     let unruled = Config { rules: Default::default(), ..scene.config.clone() };
-    scene.server.live().set_rules(&unruled).unwrap();
+    reload(&scene.server, &unruled);
     for (call, _) in CALLS {
         let served = |result: Result<(), tonic_types::Status>| {
             let code = result.map_or_else(|status| Code::from(status.code), |()| Code::Ok);

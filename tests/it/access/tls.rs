@@ -160,8 +160,8 @@ fn begin(key: &str) -> BeginRequest {
     }
 }
 
-fn renew(server: &TestServer, config: &Config) {
-    server.live().renew_tls(&config.tls.files().unwrap());
+fn renew(server: &TestServer) {
+    server.live().renew_tls().expect("it speaks TLS");
 }
 
 /// A session that is resumed is one whose certificate nobody looks at again.
@@ -219,7 +219,7 @@ async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_e
     certificates.sign("server", &["localhost", "127.0.0.1"]);
     let both = [new.ca(), old.ca()].map(|ca| fs::read_to_string(ca).unwrap()).concat();
     fs::write(&trusted, both).unwrap();
-    renew(&server, &config);
+    renew(&server);
     let (namespace, key) = ("n".to_owned(), "watched".to_owned());
     let disposition = Disposition::Retry.into();
     let released = ReleaseRequest { namespace, key, fencing_token, disposition, ..ReleaseRequest::default() };
@@ -229,7 +229,7 @@ async fn when_callers_are_trusted_by_another_ca_the_connections_that_there_are_e
     // Whatever else is wrong.
     fs::write(certificates.path("server.key"), "nonsense").unwrap();
     fs::copy(new.ca(), &trusted).unwrap();
-    renew(&server, &config);
+    renew(&server);
     let ended = tokio::time::timeout(HANGS, watch.message()).await.expect("the watch goes on").unwrap_err();
     assert_eq!(ended.get_details_error_info().unwrap().reason, "DRAINING");
     let client = |identity: (PathBuf, PathBuf)| {
@@ -266,7 +266,7 @@ async fn new_certificates_cost_no_call_on_connections_that_are_open() {
     let mut shown = Vec::new();
     for _ in 0..20 {
         certificates.sign("server", &["localhost", "127.0.0.1"]);
-        renew(&server, &config);
+        renew(&server);
         let stream = certificates.connect(server.address(), None, &["h2"]).await.unwrap();
         shown.push(stream.get_ref().1.peer_certificates().unwrap()[0].clone());
         call(api.clone()).await.unwrap();
