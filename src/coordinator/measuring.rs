@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::room::{Action, Event, Room, Wish};
+use super::room::{Action, Event, Room};
+use super::waiter::Wish;
 use crate::record::{Begin, Timestamp};
 use crate::store::{Loaded, Swapped};
 

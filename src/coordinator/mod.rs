@@ -12,6 +12,7 @@ mod room;
 #[cfg(test)]
 mod room_tests;
 mod rooms;
+mod waiter;
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -28,8 +29,8 @@ use crate::store::{Expected, Loaded, RecordStore, Revision, StoreError, Swapped,
 use crate::telemetry::span::{self, Span};
 use crate::telemetry::trace::TraceParent;
 use meters::{Meters, Outcome, Trip};
-use room::Wish;
 use rooms::{LatestView, Rooms, Ticket};
+use waiter::Wish;
 
 pub use crate::config::Coordination as Settings;
 pub use claimed::Claimed;

@@ -14,32 +14,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::{Begin, Change, Command, Decision, Lock, Record, Refusal, Timestamp, View, decide};
-use crate::store::{Expected, Loaded, Revision, StoreError, Swapped};
+use super::waiter::{Knowledge, Turn, Waiter, Wish, turn};
+use crate::record::{Change, Command, Decision, Lock, Record, Refusal, Timestamp, View, decide};
+use crate::store::{Expected, Loaded, StoreError, Swapped};
 
 /// How often a waiter's swap is tried anew when the store did not do it, or what became of it is unknown.
 const SWAP_TRIES: u32 = 3;
 
 /// Names a waiter. Ids grow with arrival.
 pub(super) type WaiterId = u64;
-
-/// What a waiter wants.
-#[derive(Clone, Debug)]
-pub(super) enum Wish {
-    /// The claim, or the outcome. Always a [`Command::Begin`].
-    Begin(Arc<Command>),
-    /// The outcome.
-    Lookup,
-    /// Every state.
-    Watch,
-}
-
-impl Wish {
-    /// The wish for a claim.
-    pub(super) fn begin(begin: Begin) -> Self {
-        Wish::Begin(Arc::new(Command::Begin(begin)))
-    }
-}
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -97,30 +80,6 @@ pub(super) enum Answer {
 }
 
 #[derive(Clone, Debug)]
-struct Waiter {
-    wish: Wish,
-    /// Whether it has time left to wait.
-    patient: bool,
-    /// The first trip sent after it arrived, or after its time ran out: the first one that may tell it to wait.
-    needs: u64,
-    /// Whether it was told to wait, by a good read or by what is known of a watched record, so that a store gone
-    /// since then does not end its wait.
-    seated: bool,
-    /// How often its swap has failed.
-    failures: u32,
-    /// Whether one of its swaps may have been done, or wrote a lapse down: something may have been written.
-    unsettled: bool,
-    /// What a watcher saw last.
-    shown: Option<(Revision, Lock)>,
-}
-
-impl Waiter {
-    fn failed(&self, error: StoreError) -> Answer {
-        Answer::Failed(if self.unsettled { error.after_unknown() } else { error })
-    }
-}
-
-#[derive(Clone, Debug)]
 enum Trip {
     Load,
     Swap { waiter: WaiterId, expected: Expected, change: Box<Change> },
@@ -153,13 +112,14 @@ pub(super) struct Room {
     watching: Watching,
 }
 
-/// What one waiter's turn comes to.
-enum Turn {
-    Stay,
-    Sit,
-    Show(View),
-    Forward(Change),
-    End(Answer),
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    /// That of each waiter.
+    Each,
+    /// That of one to whom something happened which is nothing to the others. Unless a trip is under way, none of those
+    /// needs one: it would have been sent before. A key may have very many waiters, each of whom comes and goes.
+    Only(WaiterId),
 }
 
 impl Room {
@@ -185,6 +145,10 @@ impl Room {
     pub(super) fn on(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut learned = false;
+        let whose = match &event {
+            Event::Arrive { id, .. } | Event::Leave(id) | Event::Deadline(id) => Whose::Only(*id),
+            _ => Whose::Each,
+        };
         match event {
             Event::Arrive { id, wish, patient } => self.arrive(id, wish, patient),
             Event::Leave(id) => {
@@ -208,9 +172,13 @@ impl Room {
             Event::Learned(state) => learned = self.learn_by_write(state),
             Event::Drain => self.drain(&mut actions),
         }
-        let forward = self.take_turns(learned, now, &mut actions);
-        self.next_trip(forward, now, &mut actions);
+        self.go_on(whose, learned, now, &mut actions);
         actions
+    }
+
+    fn go_on(&mut self, whose: Whose, learned: bool, now: Timestamp, actions: &mut Vec<Action>) {
+        let forward = self.take_turns(whose, learned, now, actions);
+        self.next_trip(whose, forward, now, actions);
     }
 
     fn arrive(&mut self, id: WaiterId, wish: Wish, patient: bool) {
@@ -346,9 +314,10 @@ impl Room {
         });
     }
 
-    /// Holds what is known against every waiter in order of arrival. Returns the first who may write.
+    /// Holds what is known against waiters in order of arrival. Returns the first who may write.
     fn take_turns(
         &mut self,
+        whose: Whose,
         learned: bool,
         now: Timestamp,
         actions: &mut Vec<Action>,
@@ -359,7 +328,7 @@ impl Room {
         let watched = self.watching == Watching::On;
         let knowledge = Knowledge { state: known.as_ref(), learned_by, learned, watched, now };
         let mut forward = None;
-        self.waiters.retain(|id, waiter| {
+        let mut stays = |id: &WaiterId, waiter: &mut Waiter| {
             if in_flight == Some(*id) {
                 return true;
             }
@@ -390,17 +359,40 @@ impl Room {
                 }
             }
             true
-        });
+        };
+        match whose {
+            Whose::Each => self.waiters.retain(stays),
+            Whose::Only(id) => {
+                if self.waiters.get_mut(&id).is_some_and(|waiter| !stays(&id, waiter)) {
+                    self.waiters.remove(&id);
+                }
+            }
+        }
         forward
+    }
+
+    /// What the waiters would still have done, were each asked again: nothing, as long as no trip is under way.
+    #[cfg(test)]
+    pub(super) fn left_undone(&self, now: Timestamp) -> Vec<Action> {
+        let (mut room, mut actions) = (self.clone(), Vec::new());
+        if room.trip.is_none() {
+            room.go_on(Whose::Each, false, now, &mut actions);
+        }
+        actions
     }
 
     fn next_trip(
         &mut self,
+        whose: Whose,
         forward: Option<(WaiterId, Expected, Change)>,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
-        let waits = self.waiters.values().any(|waiter| waiter.seated && waiter.patient);
+        let waiters = match whose {
+            Whose::Each => self.waiters.range(..),
+            Whose::Only(id) => self.waiters.range(id..=id),
+        };
+        let waits = waiters.clone().any(|(_, waiter)| waiter.seated && waiter.patient);
         if waits && self.watching == Watching::Off {
             self.watching = Watching::Starting;
             actions.push(Action::StartWatch);
@@ -409,7 +401,7 @@ impl Room {
             return;
         }
         let rests = |waiter: &Waiter| waiter.needs <= self.learned_by || (waiter.seated && waiter.patient);
-        let uninformed = self.waiters.iter().find(|(_, waiter)| !rests(waiter));
+        let uninformed = waiters.clone().find(|(_, waiter)| !rests(waiter));
         let trip = match (forward, uninformed) {
             (Some((waiter, expected, change)), _) => {
                 Some(Trip::Swap { waiter, expected, change: Box::new(change) })
@@ -443,57 +435,4 @@ fn blind_claim(waiter: WaiterId, begin: &Command, now: Timestamp) -> Option<Trip
         }
         Decision::Unchanged | Decision::Wait | Decision::Refuse(_) => Some(Trip::Load),
     }
-}
-
-/// What is known, and how far it can be relied on.
-struct Knowledge<'a> {
-    state: Option<&'a Loaded>,
-    /// The latest trip that brought it.
-    learned_by: u64,
-    /// Whether this server's own write brought it just now.
-    learned: bool,
-    /// Whether changes are hinted at.
-    watched: bool,
-    now: Timestamp,
-}
-
-/// What is known means this to one waiter.
-fn turn(waiter: &Waiter, known: &Knowledge<'_>) -> Turn {
-    let fresh = waiter.needs <= known.learned_by;
-    let new = fresh || known.learned;
-    // It costs no trip of its own: a hint or the slow poll ends its wait, and its deadline asks for a load.
-    let can_rest = waiter.patient && known.watched;
-    let view = || known.state.map(|loaded| View::of(&loaded.record, loaded.lock, known.now));
-    match &waiter.wish {
-        Wish::Begin(begin) => match (decide(begin, known.state.map(Loaded::seen), known.now), view()) {
-            (Decision::Write(change), _) if new => Turn::Forward(change),
-            (Decision::Unchanged, Some(view)) if new => Turn::End(Answer::Standing(view)),
-            (Decision::Refuse(refusal), view) if fresh => Turn::End(Answer::Refused(refusal, view)),
-            (Decision::Wait, Some(view)) if fresh => wait_or(waiter, view),
-            (Decision::Wait, _) if can_rest => Turn::Sit,
-            (Decision::Write(_) | Decision::Unchanged | Decision::Refuse(_) | Decision::Wait, _) => {
-                Turn::Stay
-            }
-        },
-        Wish::Lookup => match view() {
-            Some(view @ View::Completed { .. }) if new => Turn::End(Answer::Standing(view)),
-            Some(View::Completed { .. }) => Turn::Stay,
-            Some(view) if fresh => wait_or(waiter, view),
-            Some(_) if can_rest => Turn::Sit,
-            None if fresh => Turn::End(Answer::Refused(Refusal::NotFound, None)),
-            Some(_) | None => Turn::Stay,
-        },
-        Wish::Watch => match (view(), known.state) {
-            (Some(view @ View::Completed { .. }), _) if new => Turn::End(Answer::Standing(view)),
-            (Some(view), Some(loaded)) if new && waiter.shown != Some((loaded.revision, loaded.lock)) => {
-                Turn::Show(view)
-            }
-            (None, _) if fresh => Turn::End(Answer::Refused(Refusal::NotFound, None)),
-            (Some(_) | None, _) => Turn::Stay,
-        },
-    }
-}
-
-fn wait_or(waiter: &Waiter, view: View) -> Turn {
-    if waiter.patient { Turn::Sit } else { Turn::End(Answer::Standing(view)) }
 }

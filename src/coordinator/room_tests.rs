@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::room::{Action, Answer, Event, Room, WaiterId, Wish};
+use super::room::{Action, Answer, Event, Room, WaiterId};
+use super::waiter::Wish;
 use crate::record::{
     Begin, Change, Command, Decision, Disposition, Lock, OnLapse, Outcome, OutcomeResult, Record, Refusal,
     RequestId, Timestamp, View, decide,
@@ -262,6 +263,8 @@ impl World {
 
     fn tell(&mut self, event: Event) {
         let actions = self.room.on(event, NOW);
+        let undone = self.room.left_undone(NOW);
+        assert!(undone.is_empty(), "{undone:?} after {actions:?}");
         for action in actions {
             match action {
                 Action::Load => self.send(Sent::Load),

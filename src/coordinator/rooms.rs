@@ -14,7 +14,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::claimed::Claimed;
 use super::meters::Meters;
-use super::room::{Action, Answer, Event, Room, WaiterId, Wish};
+use super::room::{Action, Answer, Event, Room, WaiterId};
+use super::waiter::Wish;
 use super::{Begun, Busy, Error, Inner, Patience};
 use crate::clock::{Moment, wall_time};
 use crate::record::{RecordKey, View};
