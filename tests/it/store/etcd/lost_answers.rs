@@ -19,7 +19,9 @@ use crate::support::etcd::EtcdProcess;
 /// More calls than any operation makes.
 const CALLS_MAX: usize = 64;
 /// How many scenes are played at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
+/// Far longer than etcd takes to answer, also beside other tests: what times out is what was swallowed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A store behind a proxy, and another one beside it.
 struct Stage {
@@ -35,7 +37,7 @@ impl Stage {
     async fn new(nth: usize, fate: Fate) -> Self {
         let etcd = EtcdProcess::shared();
         let (proxy, beside) = (CallProxy::start(etcd.endpoint()).await, etcd.config());
-        let call_timeout = Duration::from_millis(300);
+        let call_timeout = CALL_TIMEOUT;
         let config = EtcdConfig { endpoints: vec![proxy.endpoint()], call_timeout, ..beside.clone() };
         let (store, direct) = (open(&config).await, open(&beside).await);
         Self { proxy, nth, fate, store, direct, beside }
@@ -243,7 +245,7 @@ async fn a_store_opens_or_says_that_it_did_not() {
     let etcd = EtcdProcess::shared();
     let play = async |nth, fate| {
         let proxy = CallProxy::start(etcd.endpoint()).await;
-        let call_timeout = Duration::from_millis(300);
+        let call_timeout = CALL_TIMEOUT;
         let config = EtcdConfig { endpoints: vec![proxy.endpoint()], call_timeout, ..etcd.config() };
         proxy.plan("", nth, fate);
         let opening = EtcdStore::connect(config.clone(), Clock::system());
