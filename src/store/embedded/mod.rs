@@ -15,6 +15,7 @@ mod open;
 mod queue;
 mod reads;
 mod recent;
+mod remembered;
 mod space;
 mod sweep;
 mod times;
@@ -237,6 +238,15 @@ impl Shared {
         ));
     }
 
+    /// What a key has, from memory alone: nothing if that is not there.
+    fn load_recent(&self, key: &RecordKey) -> Result<Option<Option<Loaded>>, StoreError> {
+        match self.failure.borrow().as_ref() {
+            // A write that failed may show or not; nothing is told that may be taken back.
+            Some(reason) => Err(StoreError::NotApplied(reason.clone())),
+            None => self.data.load_recent(key).transpose(),
+        }
+    }
+
     /// Sets the alarms of a key that somebody begins to watch.
     fn set_alarms(&self, key: &RecordKey) {
         match self.data.moments(key) {
@@ -252,11 +262,8 @@ impl Shared {
 #[async_trait]
 impl RecordStore for EmbeddedStore {
     async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
-        if let Some(reason) = self.shared.failure.borrow().as_ref() {
-            return Err(StoreError::NotApplied(reason.clone()));
-        }
-        if let Some(recent) = self.shared.data.load_recent(key) {
-            return recent;
+        if let Some(loaded) = self.shared.load_recent(key)? {
+            return Ok(loaded);
         }
         let key = key.clone();
         self.read(move |shared| shared.data.load(&key)).await
@@ -268,6 +275,12 @@ impl RecordStore for EmbeddedStore {
         expected: Expected,
         next: Option<&Record>,
     ) -> Result<Swapped, StoreError> {
+        // Most Begins expect that there is no record. Where there is one it can be told at once.
+        if expected == Expected::Absent
+            && let Some(current @ Some(_)) = self.shared.load_recent(key)?
+        {
+            return Ok(Swapped::Conflict(current));
+        }
         self.shared.queue.swap(key, expected, next).await
     }
 

@@ -44,7 +44,7 @@ pub(super) enum Found {
 }
 
 impl Data {
-    /// Reads a record if it was written lately: from memory alone.
+    /// Reads a record if it was written or read lately: from memory alone.
     pub(super) fn load_recent(&self, key: &RecordKey) -> Option<Result<Option<Loaded>, StoreError>> {
         let row = layout::record_row(key);
         loop {
@@ -77,9 +77,11 @@ impl Data {
         if let Some(recent) = self.recent.get(row) {
             return recent.map(|value| read(&value)).transpose();
         }
+        let tree = self.tree().map_err(unreadable)?;
         // Owned, it keeps its snapshot, so that the mover is not given the page it lies in.
-        let value = self.table().map_err(unreadable)?.get_owned(row).map_err(unreadable)?;
-        value.map(|value| read(value.value())).transpose()
+        let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else { return Ok(None) };
+        self.recent.remember(row, Bytes::copy_from_slice(value.value()), tree.moves);
+        read(value.value()).map(Some)
     }
 
     pub(super) fn scan(

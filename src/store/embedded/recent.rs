@@ -1,4 +1,4 @@
-//! What the log holds and the tree does not yet: the newest writes, in memory.
+//! What is in memory: the newest writes, which the log holds and the tree does not yet, and what was read lately.
 
 use std::collections::HashMap;
 use std::ops::{Bound, RangeBounds};
@@ -7,12 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use super::remembered::Remembered;
+
 /// Rows by name, with what stands in them; `None` for one that was removed.
 pub(super) type RowMap = HashMap<Vec<u8>, Option<Bytes>>;
 /// The name of a row and what it holds.
 pub(super) type NamedRow = (Vec<u8>, Option<Bytes>);
 
-/// The newest writes, and those that are being moved to the tree. Both are durable: in the log.
+/// The newest writes, and those that are being moved to the tree: both are durable, in the log. And rows of the tree that
+/// nobody has written since they were read.
 #[derive(Default)]
 pub(super) struct Recent {
     state: Mutex<State>,
@@ -25,17 +28,27 @@ pub(super) struct Recent {
 struct State {
     newest: RowMap,
     moving: Option<Arc<RowMap>>,
+    remembered: Remembered,
     /// Nothing is moved any more.
     stuck: bool,
 }
 
 impl Recent {
-    /// What a row holds, if it was written lately. Whoever finds nothing here looks into the tree as it is
+    /// What a row holds, if it was written or read lately. Whoever finds nothing here looks into the tree as it is
     /// after this: in that order, since what leaves here is in the tree before.
     pub(super) fn get(&self, row: &[u8]) -> Option<Option<Bytes>> {
-        let state = self.lock();
-        let moving = || state.moving.as_ref().and_then(|moving| moving.get(row));
-        state.newest.get(row).or_else(moving).cloned()
+        let mut state = self.lock();
+        let written = state.written(row).cloned();
+        written.or_else(|| state.remembered.get(row).cloned().map(Some))
+    }
+
+    /// Remembers what a row held in the tree, as that was after so many moves. If more has been moved since, or the row
+    /// written, it may hold something else by now.
+    pub(super) fn remember(&self, row: &[u8], value: Bytes, moves: u64) {
+        let mut state = self.lock();
+        if moves == self.moves() && state.written(row).is_none() {
+            state.remembered.put(row, value);
+        }
     }
 
     /// The rows of a range that were written lately, in order. It looks at all that were.
@@ -56,7 +69,9 @@ impl Recent {
 
     /// Shows what is in the log now.
     pub(super) fn add(&self, rows: RowMap) {
-        self.lock().newest.extend(rows);
+        let mut state = self.lock();
+        rows.keys().for_each(|row| state.remembered.forget(row));
+        state.newest.extend(rows);
     }
 
     /// Takes the newest to be moved to the tree, unless others still are.
@@ -99,5 +114,35 @@ impl Recent {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn written(&self, row: &[u8]) -> Option<&Option<Bytes>> {
+        self.newest.get(row).or_else(|| self.moving.as_ref()?.get(row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_remembered_until_it_may_be_another() {
+        let recent = Recent::default();
+        let (row, old, new) = (b"row", Bytes::from_static(b"old"), Bytes::from_static(b"new"));
+        let write = |value: &Bytes| recent.add([(row.to_vec(), Some(value.clone()))].into());
+        recent.remember(row, old.clone(), recent.moves());
+        assert_eq!(recent.get(row), Some(Some(old.clone())));
+        write(&new);
+        // Read before that was written, and told of while it is to be moved, is being moved, and has been.
+        let moves = recent.moves();
+        recent.remember(row, old.clone(), moves);
+        recent.start_moving().unwrap();
+        recent.remember(row, old.clone(), moves);
+        assert_eq!(recent.get(row), Some(Some(new)));
+        recent.end_moving();
+        recent.remember(row, old, moves);
+        assert_eq!(recent.get(row), None, "the tree has another one");
     }
 }
