@@ -12,6 +12,7 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
@@ -21,6 +22,8 @@ use crate::telemetry::metrics::{RELOAD_REFUSED, RELOADS};
 use files::Files;
 pub use files::{Seen, look_at};
 
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long files may take to be read before that is told.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,8 @@ struct Settings {
     log: Log,
     /// Has the files read, too.
     changed: Arc<Notify>,
+    /// Whether they were refused when they were last read.
+    refused: bool,
 }
 
 impl Reloads {
@@ -54,29 +59,42 @@ impl Reloads {
         let hangups = signal(SignalKind::hangup())?;
         let changed = Arc::new(Notify::new());
         let files = Files::new(live.clone(), seen, Arc::clone(&changed));
-        Ok(Self { hangups, settings: Settings { sources, running, live, log, changed }, files })
+        Ok(Self {
+            hangups,
+            settings: Settings { sources, running, live, log, changed, refused: false },
+            files,
+        })
     }
 
     /// Reads the settings again at each signal, and the files when they change.
     pub async fn go_on(self) {
         let Self { mut hangups, mut settings, files } = self;
-        count_reload(SETTINGS, None);
         let reloads = async {
-            while hangups.recv().await.is_some() {
+            let mut looks = interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(()) = hangups.recv() => {}
+                    _ = looks.tick() => {
+                        show(SETTINGS, settings.refused);
+                        continue;
+                    }
+                }
                 let reload = move || {
                     settings.reload();
                     settings
                 };
                 let slow = || {
-                    gauge!(RELOAD_REFUSED, "part" => SETTINGS).set(1.0);
                     tracing::error!(
-                        "the settings hang when they are read: they stay as they are until that ends"
-                    );
+                        "the settings hang when they are read, and stay as they are until that ends"
+                    )
                 };
-                match apart(reload, slow).await {
+                match apart(&[SETTINGS], reload, slow).await {
                     Some(reloaded) => settings = reloaded,
                     None => return,
                 }
+                show(SETTINGS, settings.refused);
             }
         };
         tokio::join!(reloads, files.go_on());
@@ -85,20 +103,25 @@ impl Reloads {
 
 impl Settings {
     fn reload(&mut self) {
-        match self.sources.load_again() {
-            Ok(loaded) => self.apply(loaded),
-            Err(problems) => refuse(&problems),
+        let taken = self.sources.load_again().and_then(|loaded| self.take(loaded));
+        if let Err(Problems(problems)) = &taken {
+            for problem in problems {
+                tracing::error!("{problem}");
+            }
+            tracing::error!(
+                problems = problems.len(),
+                "the settings were not reloaded, and stay as they were"
+            );
         }
+        self.refused = taken.is_err();
+        count(SETTINGS, self.refused);
     }
 
-    fn apply(&mut self, loaded: Loaded) {
+    fn take(&mut self, loaded: Loaded) -> Result<(), Problems> {
         for doubt in &loaded.doubts {
             tracing::warn!("{doubt}");
         }
-        let changes = match self.running.take_over(loaded.config, &loaded.origins) {
-            Ok(changes) => changes,
-            Err(problems) => return refuse(&problems),
-        };
+        let changes = self.running.take_over(loaded.config, &loaded.origins)?;
         // Before it is told.
         self.live.set_settings(&self.running);
         if let Err(error) = self.log.set(&self.running.log) {
@@ -117,41 +140,46 @@ impl Settings {
                 }
             }
         }
-        count_reload(SETTINGS, Some(true));
         tracing::info!(changes = changes.len(), "the settings were reloaded");
         self.changed.notify_one();
+        Ok(())
     }
 }
 
-fn refuse(problems: &Problems) {
-    for problem in &problems.0 {
-        tracing::error!("{problem}");
-    }
-    tracing::error!(problems = problems.0.len(), "the settings were not reloaded, and stay as they were");
-    count_reload(SETTINGS, Some(false));
-}
-
-/// Does what reads files on a thread where nothing else waits for it; and once it takes long, `slow`.
+/// Does what reads files on a thread where nothing else waits for it; and once it takes long, `slow`. None of `parts` is
+/// reloaded until it ends.
 async fn apart<T: Send + 'static>(
+    parts: &[&'static str],
     work: impl FnOnce() -> T + Send + 'static,
     slow: impl FnOnce(),
 ) -> Option<T> {
     let mut working = tokio::task::spawn_blocking(work);
+    let held_up = || parts.iter().for_each(|part| show(part, true));
     let worked = match tokio::time::timeout(SLOW, &mut working).await {
         Ok(worked) => worked,
         Err(_) => {
+            held_up();
             slow();
             working.await
         }
     };
-    worked.inspect_err(|error| tracing::error!(%error, "nothing is reloaded any more")).ok()
+    if let Err(error) = &worked {
+        held_up();
+        tracing::error!(%error, ?parts, "they are not reloaded any more until this server is restarted");
+    }
+    worked.ok()
 }
 
-/// Tells the metrics what became of a part that was read again; of one that was not, that there is such a count.
-fn count_reload(part: &'static str, taken: Option<bool>) {
-    gauge!(RELOAD_REFUSED, "part" => part).set(f64::from(u8::from(taken == Some(false))));
-    for (result, counted) in [("taken", Some(true)), ("refused", Some(false))] {
-        counter!(RELOADS, "part" => part, "result" => result)
-            .increment(u64::from(taken.is_some() && taken == counted));
+/// Shows the metrics whether a part that is read again was refused, also before there is anything to count.
+fn show(part: &'static str, refused: bool) {
+    gauge!(RELOAD_REFUSED, "part" => part).set(f64::from(u8::from(refused)));
+    for result in ["taken", "refused"] {
+        counter!(RELOADS, "part" => part, "result" => result).increment(0);
     }
+}
+
+/// Counts that a part was read again.
+fn count(part: &'static str, refused: bool) {
+    let result = if refused { "refused" } else { "taken" };
+    counter!(RELOADS, "part" => part, "result" => result).increment(1);
 }

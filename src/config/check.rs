@@ -15,14 +15,14 @@ pub const PASSWORD_VARIABLE: &str = "ONCED_ETCD_PASSWORD";
 /// What surrounds an outcome in the largest request.
 const AROUND_OUTCOME_BYTES: usize = 16 << 10;
 
-/// Which files are looked into.
+/// Whether the files that settings name are looked into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Files {
-    /// All that settings name.
-    All,
-    /// Those without which the settings are not whole. A running server has the others, and takes what they hold now
-    /// each by itself: one that cannot be used is not to be in the way of anything else.
-    Needed,
+    /// All of them.
+    Read,
+    /// None. A running server takes what they hold now each by itself: one that cannot be used, or hangs, is not to be in
+    /// the way of anything else.
+    Leave,
 }
 
 /// Notes what does not fit together, and reads the password. What looks like a mistake and need not be one comes back.
@@ -36,7 +36,7 @@ pub fn check(
     let mut checks = Checks { origins, problems, doubts: Vec::new() };
     checks.tls(config);
     checks.access(config);
-    if files == Files::All {
+    if files == Files::Read {
         checks.access_files(config);
         checks.etcd_files(config);
     }
@@ -136,8 +136,8 @@ impl Checks<'_> {
         self.refuse_files(unusable);
     }
 
-    /// The password in a file, or else in the environment: command lines are there for all to see.
-    /// A running server has it, and needs a restart to take another one.
+    /// The password in a file, or else in the environment: command lines are there for all to see. A running server has
+    /// it, and needs a restart to take another one: it does not look into the file, which may be where reading hangs.
     fn password(
         &mut self,
         config: &Config,
@@ -159,6 +159,9 @@ impl Checks<'_> {
         if config.etcd.user.is_none() {
             self.refuse("etcd.password_file", "needs the name of the user: set etcd.user, too");
         }
+        if files == Files::Leave {
+            return None;
+        }
         let refused = match fs::read_to_string(file) {
             Err(error) => cannot_read(file, &error),
             Ok(text) => match text.trim_end_matches(['\r', '\n']) {
@@ -166,10 +169,7 @@ impl Checks<'_> {
                 password => return Some(Secret(password.to_owned())),
             },
         };
-        match files {
-            Files::All => self.refuse("etcd.password_file", refused),
-            Files::Needed => self.doubts.push(format!("etcd.password_file: {refused}")),
-        }
+        self.refuse("etcd.password_file", refused);
         None
     }
 

@@ -63,7 +63,7 @@ impl Sources {
     /// # Errors
     /// All that is wrong.
     pub fn load(&self) -> Result<Loaded, Problems> {
-        self.read(Files::All)
+        self.read(Files::Read)
     }
 
     /// Reads and checks all of it but what the files of certificates, tokens and keys hold, for a server that runs.
@@ -71,7 +71,7 @@ impl Sources {
     /// # Errors
     /// All that is wrong.
     pub fn load_again(&self) -> Result<Loaded, Problems> {
-        self.read(Files::Needed)
+        self.read(Files::Leave)
     }
 
     fn read(&self, files: Files) -> Result<Loaded, Problems> {

@@ -44,7 +44,7 @@ impl Config {
 
     fn change(&mut self, mut new: Config) -> Vec<Change> {
         let mut changes = Vec::new();
-        // None where it cannot be read just now.
+        // None where it is in a file: that is not read again.
         if new.etcd_password.is_some() && self.etcd_password != new.etcd_password {
             let hidden = || "not shown".to_owned();
             let key = "the password of etcd.user".to_owned();

@@ -316,6 +316,10 @@ fn a_password_comes_from_its_file_without_the_end_of_the_line_or_from_the_enviro
     fs::write(&path, "\n").unwrap();
     let told = password(&[of_file]).unwrap_err().to_string();
     assert!(told.contains(&named) && told.contains("empty"), "{told}");
+    // A running server has it, and does not look again.
+    let user = [("ONCED_STORE", "etcd://one"), ("ONCED_ETCD_USER", "onced"), of_file];
+    let again = sources(None, &user, &[]).load_again().unwrap();
+    assert_eq!((again.config.etcd_password, again.doubts.len()), (None, 0));
 }
 
 #[test]

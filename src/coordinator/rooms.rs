@@ -213,6 +213,8 @@ impl RoomTask {
             if self.room.is_idle() && self.untaken.is_empty() && self.close() {
                 return;
             }
+            // A trip that is answered from memory does not wait: others have to come to their turn all the same.
+            tokio::task::coop::consume_budget().await;
             if let Some(message) = self.next().await {
                 if matches!(message, Message::Event(Event::Loaded(_) | Event::Swapped(_))) {
                     self.hear_who_came();

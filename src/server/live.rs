@@ -67,15 +67,16 @@ impl Live {
     }
 
     /// Takes callers for who the files say that they are now: which cannot be used, or have lost all their tokens. What
-    /// such a one held before stays in force.
-    pub fn renew_access(&self) -> Vec<Unusable> {
+    /// such a one held before stays in force. `None` where no file says who calls.
+    pub fn renew_access(&self) -> Option<Vec<Unusable>> {
         let read = self.config().clone();
+        read.access.tokens.as_ref().or(read.access.jwks.as_ref())?;
         // Nobody waits for it: it may take long.
         let (tokens, issuer, unusable) = read.renew(&self.rules.load_full().gate);
         let running = self.config();
         let gate = running.gate_of(tokens, issuer);
         self.rules.store(Arc::new(rpc::Rules::of(&running, gate)));
-        unusable
+        Some(unusable)
     }
 
     /// The settings that are in force.

@@ -80,8 +80,9 @@ impl Data {
         let tree = self.tree().map_err(unreadable)?;
         // Owned, it keeps its snapshot, so that the mover is not given the page it lies in.
         let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else { return Ok(None) };
-        self.recent.remember(row, Bytes::copy_from_slice(value.value()), tree.moves);
-        read(value.value()).map(Some)
+        let found = read(value.value())?;
+        self.recent.remember(row, value.value(), tree.moves);
+        Ok(Some(found))
     }
 
     pub(super) fn scan(
@@ -134,10 +135,11 @@ impl Data {
     /// Reads the row of a record.
     pub(super) fn read(&self, value: &[u8]) -> Result<Found, StoreError> {
         let row = Row::parse(value)?;
-        let Decoded { record, placement } = encoding::decode(row.stored, row.revision)?;
-        if self.times.is_expired(placement.keep_until_ms) {
+        // First, as the sweep has it: what cannot be read expires, too, if that can be.
+        if self.times.is_expired(encoding::decode_keep_until_ms(row.stored)?) {
             return Ok(Found::Expired);
         }
+        let record = encoding::decode(row.stored, row.revision)?.record;
         Ok(match self.times.lock(&record, row.revision) {
             Some(lock) => Found::Record(Loaded { record: Arc::new(record), revision: row.revision, lock }),
             None => Found::Replaced,

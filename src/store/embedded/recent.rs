@@ -44,7 +44,7 @@ impl Recent {
 
     /// Remembers what a row held in the tree, as that was after so many moves. If more has been moved since, or the row
     /// written, it may hold something else by now.
-    pub(super) fn remember(&self, row: &[u8], value: Bytes, moves: u64) {
+    pub(super) fn remember(&self, row: &[u8], value: &[u8], moves: u64) {
         let mut state = self.lock();
         if moves == self.moves() && state.written(row).is_none() {
             state.remembered.put(row, value);
@@ -132,17 +132,17 @@ mod tests {
         let recent = Recent::default();
         let (row, old, new) = (b"row", Bytes::from_static(b"old"), Bytes::from_static(b"new"));
         let write = |value: &Bytes| recent.add([(row.to_vec(), Some(value.clone()))].into());
-        recent.remember(row, old.clone(), recent.moves());
+        recent.remember(row, &old, recent.moves());
         assert_eq!(recent.get(row), Some(Some(old.clone())));
         write(&new);
         // Read before that was written, and told of while it is to be moved, is being moved, and has been.
         let moves = recent.moves();
-        recent.remember(row, old.clone(), moves);
+        recent.remember(row, &old, moves);
         recent.start_moving().unwrap();
-        recent.remember(row, old.clone(), moves);
+        recent.remember(row, &old, moves);
         assert_eq!(recent.get(row), Some(Some(new)));
         recent.end_moving();
-        recent.remember(row, old, moves);
+        recent.remember(row, &old, moves);
         assert_eq!(recent.get(row), None, "the tree has another one");
     }
 }

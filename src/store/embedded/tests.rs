@@ -265,7 +265,11 @@ async fn a_record_that_cannot_be_read_is_corrupt_and_harms_no_other() {
     put(&database, &record_row(&key("newer")), &Row { revision: Revision(1), stored: &[8, 9] }.to_value());
     put(&database, &record_row(&key("short")), b"short");
     put(&database, &record_row(&key("garbage")), &[0xff; 40]);
-    let store = start(database, &Hand::default(), boundless());
+    // Format 1, kept for 500 ms, and in no state.
+    let expires = Row { revision: Revision(1), stored: &[8, 1, 0xa8, 1, 0xf4, 3] }.to_value();
+    put(&database, &record_row(&key("expires")), &expires);
+    let hand = Hand::default();
+    let store = start(database, &hand, boundless());
     for name in ["newer", "short", "garbage"] {
         let key = key(name);
         assert!(matches!(store.load(&key).await, Err(StoreError::Corrupt { .. })), "{name}");
@@ -279,6 +283,11 @@ async fn a_record_that_cannot_be_read_is_corrupt_and_harms_no_other() {
             assert!(matches!(good, Ok(Swapped::Done(_))), "{good:?}");
         }
     }
+    let (expires, next) = (key("expires"), claim());
+    assert!(matches!(store.load(&expires).await, Err(StoreError::Corrupt { .. })));
+    hand.pass(1_000);
+    assert!(matches!(store.load(&expires).await, Ok(None)));
+    assert!(matches!(store.swap(&expires, Expected::Absent, Some(&next)).await, Ok(Swapped::Done(_))));
     // In order of key, the first of them.
     let page = store.scan(&Namespace::new("tests").unwrap(), None, 10).await;
     let named = page.as_ref().err().and_then(StoreError::corrupt_key);

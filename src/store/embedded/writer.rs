@@ -218,7 +218,14 @@ impl Writer {
         }
         Ok(match commit.tree.table.get(row)? {
             None => Ok(There::Nothing(None)),
-            Some(value) => self.compare(value.value(), expected),
+            Some(value) => {
+                let there = self.compare(value.value(), expected);
+                // Whoever asked for a new one is a duplicate, and will not be the last.
+                if matches!(there, Ok(There::Unexpected(_))) {
+                    data.recent.remember(row, value.value(), commit.tree.moves);
+                }
+                there
+            }
         })
     }
 
