@@ -180,6 +180,7 @@ fn show(part: &'static str, refused: bool) {
 
 /// Counts that a part was read again.
 fn count(part: &'static str, refused: bool) {
+    show(part, refused);
     let result = if refused { "refused" } else { "taken" };
     counter!(RELOADS, "part" => part, "result" => result).increment(1);
 }
