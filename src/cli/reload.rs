@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{Change, Config, Loaded, Problems, Reload, Sources};
+use crate::config::{Change, Loaded, Problems, Reload, Sources};
 use crate::server::Live;
 use crate::telemetry::Log;
 use crate::telemetry::metrics::{RELOAD_REFUSED, RELOADS};
@@ -40,8 +40,6 @@ pub struct Reloads {
 /// The settings, without what is in the files that they name.
 struct Settings {
     sources: Sources,
-    /// Those that are in force.
-    running: Config,
     live: Live,
     log: Log,
     /// Has the files read, too.
@@ -55,15 +53,11 @@ impl Reloads {
     ///
     /// # Errors
     /// If it cannot be caught.
-    pub fn listen(sources: Sources, running: Config, seen: Seen, live: Live, log: Log) -> io::Result<Self> {
+    pub fn listen(sources: Sources, seen: Seen, live: Live, log: Log) -> io::Result<Self> {
         let hangups = signal(SignalKind::hangup())?;
         let changed = Arc::new(Notify::new());
         let files = Files::new(live.clone(), seen, Arc::clone(&changed));
-        Ok(Self {
-            hangups,
-            settings: Settings { sources, running, live, log, changed, refused: false },
-            files,
-        })
+        Ok(Self { hangups, settings: Settings { sources, live, log, changed, refused: false }, files })
     }
 
     /// Reads the settings again at each signal, and the files when they change.
@@ -121,10 +115,11 @@ impl Settings {
         for doubt in &loaded.doubts {
             tracing::warn!("{doubt}");
         }
-        let changes = self.running.take_over(loaded.config, &loaded.origins)?;
+        let mut settings = self.live.settings();
+        let changes = settings.take_over(loaded.config, &loaded.origins)?;
         // Before it is told.
-        self.live.set_settings(&self.running);
-        if let Err(error) = self.log.set(&self.running.log) {
+        self.live.set_settings(&settings);
+        if let Err(error) = self.log.set(&settings.log) {
             tracing::error!(%error, "what is logged stays as it was");
         }
         for Change { key, from, to, reload } in &changes {

@@ -85,7 +85,7 @@ impl Serve {
         // Where there is no file nothing can have changed: the signal then ends the process, as it does when the
         // terminal goes.
         if file.is_some() || config.files().next().is_some() {
-            match Reloads::listen(self.sources, config.clone(), seen, live.clone(), log) {
+            match Reloads::listen(self.sources, seen, live.clone(), log) {
                 Ok(reloads) => drop(tokio::spawn(reloads.go_on())),
                 Err(error) => {
                     say(&format!("cannot listen for signals: {error}"));

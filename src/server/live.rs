@@ -30,7 +30,7 @@ pub(super) struct Served {
 pub struct Live {
     pub(super) rules: rpc::Live,
     pub(super) tls: Option<LiveTls>,
-    /// The settings that are in force. Held while rules are made of them.
+    /// The settings that are in force; held while rules are made of them.
     config: Arc<Mutex<Config>>,
 }
 
@@ -66,10 +66,15 @@ impl Live {
         self.rules.store(Arc::new(rpc::Rules::of(&running, gate)));
     }
 
+    /// The settings that are in force.
+    pub fn settings(&self) -> Config {
+        self.config().clone()
+    }
+
     /// Takes callers for who the files say that they are now: which cannot be used, or have lost all their tokens. What
     /// such a one held before stays in force. `None` where no file says who calls.
     pub fn renew_access(&self) -> Option<Vec<Unusable>> {
-        let read = self.config().clone();
+        let read = self.settings();
         read.access.tokens.as_ref().or(read.access.jwks.as_ref())?;
         // Nobody waits for it: it may take long.
         let (tokens, issuer, unusable) = read.renew(&self.rules.load_full().gate);
@@ -79,7 +84,6 @@ impl Live {
         Some(unusable)
     }
 
-    /// The settings that are in force.
     fn config(&self) -> MutexGuard<'_, Config> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -89,6 +89,14 @@ impl Log {
             found.counters.revision = frame.counters.revision;
             found.rows.extend(frame.rows);
         }
+        // What would be committed after that could not be read again.
+        if [generation, found.counters.revision.0, found.counters.running_ms]
+            .iter()
+            .any(|&count| count >= LAST)
+        {
+            let why = "its counters are at their end".to_owned();
+            return Err(OpenError::Damaged(directory.to_owned(), why));
+        }
         let mut log = Self { halves, generation, salt: 0, end: 0, frame: Vec::new() };
         log.change_half();
         Ok((log, found))

@@ -32,8 +32,8 @@ pub fn log(data: &[u8]) {
     };
     assert!(found.counters.revision >= NOTHING_MOVED.revision, "a revision went back");
     assert!(found.counters.running_ms >= NOTHING_MOVED.running_ms, "time went back");
-    // After the last ones there are none to go on with.
-    if log.generation <= LAST && found.counters.revision.0 < LAST {
+    // After the last ones nothing is opened.
+    if log.generation < LAST && found.counters.revision.0 + 1 < LAST {
         goes_on(log, found.counters);
     }
 }
@@ -61,7 +61,7 @@ fn goes_on(mut log: Log, before: Counters) {
 }
 
 /// Logs to begin with: empty, of some commits in one half, of some in both, torn, of the last generation that is
-/// believed and of one that is not, up to the last revision, and with commits that go far ahead and back.
+/// gone on with and of two that are not, up to the last revision, and with commits that go far ahead and back.
 pub fn logs() -> Vec<Vec<u8>> {
     let frame_to = |generation: u64, before: u64, after: u64| {
         let head = [generation, generation.wrapping_mul(77), before, after, 100 + before];
@@ -80,6 +80,7 @@ pub fn logs() -> Vec<Vec<u8>> {
         [piece(&one, 1, true), piece(&two, 1, true)].concat(),
         [piece(&one, 1, true), piece(&two, 1, true), piece(&three, 0, true)].concat(),
         [piece(&one, 1, true), piece(&two[..50], 1, true), piece(&three, 0, false)].concat(),
+        piece(&frame(LAST - 2, 10), 1, true),
         piece(&frame(LAST, 10), 1, true),
         piece(&frame(LAST + 1, 10), 1, true),
         piece(&frame_to(1, 10, LAST), 1, true),
