@@ -158,6 +158,11 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     address.map_or(host == "localhost", |address| address.is_loopback())
 }
 
+/// Whether a connection failed with this text because nobody knows the name of the host.
+pub(crate) fn is_unknown_host(text: &str) -> bool {
+    text.contains("dns error") || text.contains("failed to lookup address")
+}
+
 /// What to do about a connection that failed with this text, where that is known and no later attempt would fare
 /// better.
 pub(crate) fn advice(text: &str, tls: bool) -> Option<&'static str> {

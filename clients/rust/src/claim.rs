@@ -52,6 +52,13 @@ impl Claim {
         self.0.claim.fencing_token
     }
 
+    /// Whether there is a claim at all. False only for work that runs without one, because no server could be asked and
+    /// the caller has chosen so by [`Once::fail_open`](crate::Once::fail_open): then the token and the attempt are 0,
+    /// checkpoints go nowhere, and no lock is held.
+    pub fn protected(&self) -> bool {
+        self.0.protected
+    }
+
     /// How many claims the key has had, this one included.
     pub fn attempt(&self) -> u64 {
         self.0.claim.attempt
@@ -101,6 +108,9 @@ impl Claim {
     /// What the server refused, or [`Error::Unavailable`]. The work may go on, unless the claim is lost.
     pub async fn save_checkpoint(&self, data: impl Into<Bytes>) -> Result<(), Error> {
         let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if !self.0.protected {
+            return Ok(());
+        }
         let patience = Patience { total: self.0.client.timeout(), attempt: self.0.attempt_time() };
         self.0.renew(patience, Some(Checkpoint { sequence, data: data.into() })).await
     }
@@ -118,6 +128,8 @@ pub(crate) struct Held {
     pub namespace: String,
     pub key: String,
     pub claim: v1::Claim,
+    /// False for work that runs without a claim.
+    pub protected: bool,
     ttl: Duration,
     /// The sequence of the last checkpoint.
     sequence: AtomicU64,
@@ -139,9 +151,30 @@ impl Held {
         let sequence = AtomicU64::new(claim.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.sequence));
         let clock = client.transport().clock().clone();
         let state = watch::Sender::new(LockState { ends, lost: None });
-        let held = Self { client, clock, namespace, key, claim, ttl, sequence, state };
+        let held = Self { client, clock, namespace, key, claim, protected: true, ttl, sequence, state };
         held.look();
         Arc::new(held)
+    }
+
+    /// What stands for a claim where there is none.
+    pub fn unprotected(client: Client) -> Arc<Self> {
+        let clock = client.transport().clock().clone();
+        let state = watch::Sender::new(LockState { ends: Moment::default(), lost: None });
+        Arc::new(Self {
+            client,
+            clock,
+            namespace: String::new(),
+            key: String::new(),
+            claim: v1::Claim::default(),
+            protected: false,
+            ttl: Duration::ZERO,
+            sequence: AtomicU64::new(0),
+            state,
+        })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Tells the work that the claim is being given back: parts of it may still run elsewhere.
@@ -167,6 +200,9 @@ impl Held {
 
     /// Looks at the clock: a lock that has ended by it is lost.
     fn look(&self) {
+        if !self.protected {
+            return;
+        }
         let now = self.clock.now();
         self.state.send_if_modified(|state| {
             let ended = state.lost.is_none() && now >= state.ends;

@@ -1,18 +1,20 @@
 //! The client: every RPC as a method that retries safely.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prost_types::Duration as WireDuration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::access::{Access, TokenSource};
-use crate::clock::Clock;
+use crate::builder::ClientBuilder;
+use crate::clock::Moment;
 use crate::error::{Error, Refusal};
 use crate::once::Once;
-use crate::transport::{Answer, Lane, Patience, Stub, Transport};
+use crate::transport::{Answer, Failed, Lane, Patience, Stub, Transport};
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::begin_response::Result as Begun;
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
@@ -37,27 +39,29 @@ const EARLY_ANSWER_PAUSE: Duration = Duration::from_millis(500);
 /// Calls go to the server that answered last. When it fails, the next one is tried, with the same
 /// arguments, until the call's time is up.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(pub(crate) Arc<Inner>);
 
-struct Inner {
-    transport: Transport,
-    timeout: Duration,
-    owner: String,
+pub(crate) struct Inner {
+    pub transport: Transport,
+    pub timeout: Duration,
+    pub owner: String,
+    pub runs: Runs,
 }
 
-/// Settings of a [`Client`].
-#[derive(Clone, Debug)]
-pub struct ClientBuilder {
-    servers: Vec<String>,
-    timeout: Duration,
-    owner: String,
-    clock: Clock,
-    access: Access,
+/// What is under way of [`Once::run`].
+#[derive(Default)]
+pub(crate) struct Runs {
+    /// The runs, and what is yet to be said of them: a client is closed when they have ended.
+    pub open: TaskTracker,
+    /// Whether no more may begin.
+    pub closing: CancellationToken,
+    /// How many ran without a claim.
+    pub unprotected: AtomicU64,
 }
 
 impl Client {
     /// A client of `servers`: `HOST:PORT`, `http://HOST:PORT` or, by TLS, `https://HOST:PORT`; several with commas
-    /// between.
+    /// between. Without any, those that the environment variable `ONCED_SERVER` names, else `127.0.0.1:7411`.
     ///
     /// # Errors
     /// If an address cannot be read. Whether a server is there shows at the first call.
@@ -67,19 +71,30 @@ impl Client {
 
     /// Settings for a client of `servers`, written as for [`Client::connect`].
     pub fn builder(servers: impl AsRef<str>) -> ClientBuilder {
-        let servers = servers.as_ref().split(',').map(str::trim).filter(|server| !server.is_empty());
-        ClientBuilder {
-            servers: servers.map(str::to_owned).collect(),
-            timeout: DEFAULT_TIMEOUT,
-            owner: crate::owner::default_owner(),
-            clock: Clock::system(),
-            access: Access::default(),
-        }
+        ClientBuilder::new(servers.as_ref())
     }
 
     /// Runs a function once for `key`: see [`Once`].
     pub fn once(&self, key: impl Into<String>) -> Once {
         Once::new(self.clone(), key.into(), self.0.owner.clone())
+    }
+
+    /// How many runs of this client have run their work without a claim, because no server could be asked: see
+    /// [`Once::fail_open`].
+    pub fn unprotected_runs(&self) -> u64 {
+        self.0.runs.unprotected.load(Ordering::Relaxed)
+    }
+
+    /// Begins no more runs, and waits up to `patience` for those that have their claim: for their work, and until its
+    /// outcome is stored or its claim is given back. Runs that still wait for a claim end with [`Error::Closed`].
+    /// Tells whether all has ended; work that has not goes on. Calls that are no runs are not affected.
+    ///
+    /// Call this before the runtime ends: what is dropped with it is not stored.
+    pub async fn close(&self, patience: Duration) -> bool {
+        let runs = &self.0.runs;
+        runs.closing.cancel();
+        runs.open.close();
+        tokio::time::timeout(patience, runs.open.wait()).await.is_ok()
     }
 
     /// Claims a key, or tells what became of it. Waits as long as `request.wait` says, however short the
@@ -93,30 +108,30 @@ impl Client {
         loop {
             let poll = until.since(clock.now()).min(LONGEST_POLL);
             request.wait = Some(wire(poll));
-            match self.begin_poll(&request, poll).await?.message {
-                Begun::InProgress(_) | Begun::InDoubt(_) if until > clock.now() => {}
+            let answer = self.begin_once(&request, self.patience(poll)).await?;
+            match answer.message {
+                Begun::InProgress(_) | Begun::InDoubt(_) => {
+                    self.rest(answer.sent, poll).await;
+                    if until <= clock.now() {
+                        return Ok(answer.message);
+                    }
+                }
                 begun => return Ok(begun),
             }
         }
     }
 
-    /// One Begin that waits up to `poll`, and as long as that even if the server answers sooner.
-    pub(crate) async fn begin_poll(
+    /// One Begin, which waits as long as `request` says.
+    pub(crate) async fn begin_once(
         &self,
         request: &BeginRequest,
-        poll: Duration,
-    ) -> Result<Answer<Begun>, Error> {
-        let transport = &self.0.transport;
-        let answer = transport
-            .call(Lane::Waiting, self.patience(poll), request, |channel, request| async move {
-                IdempotencyServiceClient::new(channel).begin(request).await
-            })
-            .await?;
-        let message = answer.message.result.ok_or(Error::answer_unknown("Begin"))?;
-        if matches!(message, Begun::InProgress(_) | Begun::InDoubt(_)) {
-            self.rest(answer.sent, poll).await;
-        }
-        Ok(Answer { message, sent: answer.sent })
+        patience: Patience,
+    ) -> Result<Answer<Begun>, Failed> {
+        let send =
+            |channel, request| async move { IdempotencyServiceClient::new(channel).begin(request).await };
+        let answer = self.0.transport.call(Lane::Waiting, patience, request, send).await?;
+        let unknown = Failed { error: Error::answer_unknown("Begin"), outage: false, unsettled: true };
+        Ok(Answer { message: answer.message.result.ok_or(unknown)?, sent: answer.sent })
     }
 
     /// Stores the outcome of a claimed key.
@@ -154,7 +169,7 @@ impl Client {
     ) -> Result<Answer<RenewResponse>, Error> {
         let send =
             |channel, request| async move { IdempotencyServiceClient::new(channel).renew(request).await };
-        self.0.transport.call(Lane::Holding, patience, &request, send).await
+        Ok(self.0.transport.call(Lane::Holding, patience, &request, send).await?)
     }
 
     /// Gives a claim back without an outcome. Never after a Complete was sent.
@@ -261,12 +276,17 @@ impl Client {
         self.0.timeout
     }
 
-    fn patience(&self, wait: Duration) -> Patience {
+    pub(crate) fn runs(&self) -> &Runs {
+        &self.0.runs
+    }
+
+    /// How long a call that asks for this wait is tried.
+    pub(crate) fn patience(&self, wait: Duration) -> Patience {
         Patience { total: wait.saturating_add(self.0.timeout), attempt: wait.saturating_add(ATTEMPT_TIME) }
     }
 
     /// A server may end a wait early, by its own limit. Asking again at once could make a busy loop.
-    async fn rest(&self, sent: crate::clock::Moment, poll: Duration) {
+    pub(crate) async fn rest(&self, sent: Moment, poll: Duration) {
         let left = poll.saturating_sub(self.0.transport.clock().now().since(sent));
         tokio::time::sleep(left.min(EARLY_ANSWER_PAUSE)).await;
     }
@@ -275,75 +295,6 @@ impl Client {
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("owner", &self.0.owner).field("timeout", &self.0.timeout).finish()
-    }
-}
-
-impl ClientBuilder {
-    /// How long a call is tried, beyond the wait it asks for. 30 s unless told otherwise.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Who [`Client::once`] claims for: shown to duplicates and operators. User, host and process id unless
-    /// told otherwise.
-    #[must_use]
-    pub fn owner(mut self, owner: impl Into<String>) -> Self {
-        self.owner = owner.into();
-        self
-    }
-
-    /// The CA that signed the certificates of the servers, in PEM. Those that the system trusts unless told otherwise.
-    #[must_use]
-    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.access.ca = Some(file.into());
-        self
-    }
-
-    /// The certificate to show to servers, and its key, in PEM. They are read when the client is built.
-    #[must_use]
-    pub fn identity_files(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.access.identity = Some((cert.into(), key.into()));
-        self
-    }
-
-    /// The file of the token that says who calls. It is read again when it is refused, and every few seconds.
-    #[must_use]
-    pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.access.token = Some(TokenSource::File(file.into()));
-        self
-    }
-
-    /// The token that says who calls.
-    #[must_use]
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.access.token = Some(TokenSource::Text(token.into()));
-        self
-    }
-
-    /// Sends the token also where it goes over a network without TLS, for all to read.
-    #[must_use]
-    pub fn allow_token_in_plaintext(mut self) -> Self {
-        self.access.token_in_plaintext = true;
-        self
-    }
-
-    /// The clock that locks are counted on; for tests.
-    #[must_use]
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// The client.
-    ///
-    /// # Errors
-    /// If an address or a file cannot be read, if there is no address, or if a token would go over a network without
-    /// TLS.
-    pub fn build(self) -> Result<Client, Error> {
-        let transport = Transport::new(&self.servers, &self.access, self.clock)?;
-        Ok(Client(Arc::new(Inner { transport, timeout: self.timeout, owner: self.owner })))
     }
 }
 

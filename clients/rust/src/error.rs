@@ -53,6 +53,9 @@ pub enum Error {
         /// The largest one that Complete takes.
         max_bytes: u64,
     },
+    /// The client was closed, by [`Client::close`](crate::Client::close).
+    #[error("the client is closed")]
+    Closed,
     /// The answer holds nothing that this client knows.
     #[error("the server's answer to {call} holds nothing known here; is the server newer than this client?")]
     AnswerUnknown {
@@ -89,6 +92,7 @@ impl Error {
             Error::ServerInvalid { .. }
             | Error::CredentialsInvalid(_)
             | Error::OutcomeTooLarge { .. }
+            | Error::Closed
             | Error::AnswerUnknown { .. } => None,
         }
     }

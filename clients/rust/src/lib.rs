@@ -11,14 +11,14 @@
 //!     .once("order-17")
 //!     .namespace("shop")
 //!     .lock_ttl(Duration::from_secs(10))
-//!     .run(|claim| async move {
+//!     .run_as(onced_client::codec::Text, |claim| async move {
 //!         let receipt = charge(claim.fencing_token()).await?;
 //!         Ok(receipt)
 //!     })
 //!     .await?;
 //! match done.ran_here {
-//!     true => println!("charged"),
-//!     false => println!("was charged before, by {}", done.owner),
+//!     true => println!("charged: {}", done.outcome),
+//!     false => println!("was charged before, by {}: {}", done.owner, done.outcome),
 //! }
 //! # Ok(())
 //! # }
@@ -29,10 +29,17 @@
 //! outcome in the resource's own transaction.
 
 mod access;
+mod begin;
+mod builder;
 mod claim;
 mod client;
 pub mod clock;
+pub mod codec;
+mod completion;
 mod error;
+pub mod fingerprint;
+#[cfg(feature = "http")]
+pub mod http;
 mod once;
 mod outcome;
 mod owner;
@@ -40,11 +47,14 @@ mod retry;
 mod session;
 mod transport;
 mod watch;
+mod work;
 
+pub use builder::ClientBuilder;
 pub use claim::{Claim, Lost};
-pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT, duration, wire};
+pub use client::{Client, DEFAULT_TIMEOUT, duration, wire};
+pub use completion::{Completion, Failure, OnFailure, OnceError, WorkError};
 pub use error::{Error, Refusal};
-pub use once::{Completion, DEFAULT_WAIT, Failure, OnFailure, Once, OnceError, WorkError};
+pub use once::{DEFAULT_WAIT, Once};
 pub use owner::{default_owner, lasting_owner};
 pub use session::Session;
 pub use tonic::Code;
@@ -61,6 +71,6 @@ pub mod v1 {
 }
 
 /// The examples of the README compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "http", feature = "json"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -14,7 +14,15 @@ impl Outcome {
 
     /// A final error, which every duplicate gets too. `code` is one of the errors: `Code::Ok` is refused.
     pub fn error(code: Code, message: impl Into<String>) -> Self {
-        let error = tonic_types::Status { code: code as i32, message: message.into(), details: Vec::new() };
+        Self::error_with(tonic_types::Status {
+            code: code as i32,
+            message: message.into(),
+            details: Vec::new(),
+        })
+    }
+
+    /// A final error with details.
+    pub fn error_with(error: tonic_types::Status) -> Self {
         Self { result: Some(outcome::Result::Error(error)), ..Self::default() }
     }
 

@@ -50,15 +50,11 @@ fn worth_repeating(status: &Status) -> bool {
     }
 }
 
-/// How long to wait before attempt number `attempts` (the first is 0) over `servers` servers. A server that
-/// was not tried in this round is tried at once: its neighbour's pushback does not bind it.
-pub(crate) fn wait(attempts: u32, servers: u32, pushback: Duration) -> Duration {
-    let servers = servers.max(1);
-    if !attempts.is_multiple_of(servers) {
-        return Duration::ZERO;
-    }
-    let round = (attempts / servers).saturating_sub(1).min(16);
-    let backoff = jittered(FIRST_WAIT.saturating_mul(1 << round).min(LONGEST_WAIT));
+/// How long to wait after round number `round` (the first is 1) over the servers, where one of them asked for
+/// `pushback`.
+pub(crate) fn wait(round: u32, pushback: Duration) -> Duration {
+    let doublings = round.saturating_sub(1).min(16);
+    let backoff = jittered(FIRST_WAIT.saturating_mul(1 << doublings).min(LONGEST_WAIT));
     // Jitter goes on top of a pushback: less than it would be refused again.
     if pushback.is_zero() { backoff } else { backoff.max(pushback + jittered(pushback / 8)) }
 }
@@ -113,15 +109,13 @@ mod tests {
     }
 
     #[test]
-    fn other_servers_are_tried_at_once_and_rounds_wait_longer_up_to_a_cap() {
+    fn rounds_wait_longer_up_to_a_cap_and_as_long_as_was_asked_for() {
         let pushback = Duration::from_secs(5);
-        assert_eq!(wait(1, 3, pushback), Duration::ZERO);
-        assert_eq!(wait(2, 3, pushback), Duration::ZERO);
-        assert!(wait(3, 3, pushback) >= pushback);
-        for attempts in 1..100 {
-            let wait = wait(attempts, 1, Duration::ZERO);
-            assert!(wait >= FIRST_WAIT / 2 && wait <= LONGEST_WAIT, "{attempts}: {wait:?}");
+        assert!(wait(1, pushback) >= pushback);
+        for round in 1..100 {
+            let wait = wait(round, Duration::ZERO);
+            assert!(wait >= FIRST_WAIT / 2 && wait <= LONGEST_WAIT, "{round}: {wait:?}");
         }
-        assert!(wait(90, 1, Duration::ZERO) >= LONGEST_WAIT / 2);
+        assert!(wait(90, Duration::ZERO) >= LONGEST_WAIT / 2);
     }
 }

@@ -49,6 +49,44 @@ pub(crate) struct Answer<A> {
     pub sent: Moment,
 }
 
+/// The attempts of one call.
+pub(crate) struct Attempts {
+    count: u32,
+    deadline: Moment,
+    patience: Duration,
+    /// The most that a server of this round asked for.
+    pushback: Duration,
+    /// Whether all of them look like an outage: no server has said more than that it is unavailable, and nothing is
+    /// set up wrong.
+    outage: bool,
+    /// Whether one of them may have been carried out.
+    unsettled: bool,
+}
+
+impl Attempts {
+    /// None yet, of a call that is tried for `patience` from `now`.
+    pub fn new(now: Moment, patience: Duration) -> Self {
+        let deadline = now + patience;
+        Self { count: 0, deadline, patience, pushback: Duration::ZERO, outage: true, unsettled: false }
+    }
+}
+
+/// How a call ended that was not answered.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub error: Error,
+    /// Whether no server has said more than that it is unavailable, and nothing is set up wrong.
+    pub outage: bool,
+    /// Whether it may have been carried out.
+    pub unsettled: bool,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
 /// How addresses are written.
 const FORMS: &str = "write HOST:PORT, http://HOST:PORT, or https://HOST:PORT for TLS";
 
@@ -121,17 +159,17 @@ impl Transport {
         patience: Patience,
         request: &Q,
         send: impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<Answer<A>, Error>
+    ) -> Result<Answer<A>, Failed>
     where
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let deadline = self.clock.now() + patience.total;
-        let (mut attempts, mut answered, mut unsettled) = (0, None, false);
+        let mut attempts = Attempts::new(self.clock.now(), patience.total);
+        let mut answered = None;
         loop {
             let index = self.current.load(Ordering::Relaxed);
             let sent = self.clock.now();
-            let time = patience.attempt.min(deadline.since(sent)).max(Duration::from_millis(1));
+            let time = patience.attempt.min(attempts.deadline.since(sent)).max(Duration::from_millis(1));
             let mut attempt = Request::new(request.clone());
             attempt.set_timeout(time);
             let token = self.sign(&mut attempt);
@@ -145,10 +183,14 @@ impl Transport {
                 Ok(Err(status)) if !is_time_out(&status) => status,
                 Ok(Err(_)) | Err(_) => silence(self.name(index), time),
             };
-            attempts += 1;
-            let paused = self.pause(index, attempts, deadline, patience.total, &status).await;
-            paused.map_err(|error| error.after_unknown(unsettled).after_answer(answered.take()))?;
-            unsettled |= may_have_written(&status);
+            let unsettled = attempts.unsettled;
+            attempts.unsettled |= may_have_written(&status);
+            let paused = self.pause(index, &mut attempts, &status).await;
+            paused.map_err(|error| Failed {
+                error: error.after_unknown(unsettled).after_answer(answered.take()),
+                outage: attempts.outage,
+                unsettled: attempts.unsettled,
+            })?;
             answered = Some(Refusal::of(&status)).filter(|refusal| refusal.reason.is_some()).or(answered);
         }
     }
@@ -201,23 +243,23 @@ impl Transport {
 
     /// Moves on from the server at `index`, whose answer was `status`, and waits for the next attempt.
     /// Fails if that would not help or there is no time for it.
-    pub async fn pause(
-        &self,
-        index: usize,
-        attempts: u32,
-        deadline: Moment,
-        patience: Duration,
-        status: &Status,
-    ) -> Result<(), Error> {
+    pub async fn pause(&self, index: usize, attempts: &mut Attempts, status: &Status) -> Result<(), Error> {
+        attempts.count += 1;
         let (mut refusal, set_up) = self.server(index).refusal(status);
+        let reached = self.reached.load(Ordering::Relaxed);
         if refusal.reason.is_some() {
             self.reached.store(true, Ordering::Relaxed);
+            attempts.outage &= refusal.code == Code::Unavailable;
         } else if set_up {
             refusal.message = format!("{}: {}", self.name(index), refusal.message);
+            attempts.outage = false;
             // A client that was answered before sits it out: certificates are renewed, servers replaced.
-            if attempts as usize >= self.servers.len() && !self.reached.load(Ordering::Relaxed) {
+            if attempts.count as usize >= self.servers.len() && !reached {
                 return Err(Error::Refused(Box::new(refusal)));
             }
+        } else if (!reached && access::is_unknown_host(&refusal.message)) || is_of_another(status) {
+            // More likely a wrong address than an outage.
+            attempts.outage = false;
         }
         let Advice::Again { pushback } = retry::advice(status) else {
             return Err(Error::Refused(Box::new(refusal)));
@@ -225,17 +267,28 @@ impl Transport {
         let next = (index + 1) % self.servers.len();
         // If another call has moved on already, its choice stands.
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
-        let servers = u32::try_from(self.servers.len()).unwrap_or(u32::MAX);
-        let wait = retry::wait(attempts, servers, pushback);
-        let left = deadline.since(self.clock.now());
+        let wait = self.wait(attempts, pushback);
+        let left = attempts.deadline.since(self.clock.now());
         if wait >= left {
             let servers = self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-            let tried = patience.saturating_sub(left);
+            let tried = attempts.patience.saturating_sub(left);
             return Err(Error::Unavailable { servers, tried, last: Box::new(refusal) });
         }
-        tracing::debug!(server = self.name(index), attempts, ?wait, error = %refusal, "trying again");
+        tracing::debug!(server = self.name(index), attempts.count, ?wait, error = %refusal, "trying again");
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// How long to wait for the next attempt. After a round of all servers that is what the slowest of them asked for:
+    /// nobody knows who will be asked next.
+    fn wait(&self, attempts: &mut Attempts, pushback: Duration) -> Duration {
+        attempts.pushback = attempts.pushback.max(pushback);
+        let servers = u32::try_from(self.servers.len()).unwrap_or(u32::MAX);
+        if !attempts.count.is_multiple_of(servers) {
+            // One that was not tried in this round is tried at once: its neighbour's pushback does not bind it.
+            return Duration::ZERO;
+        }
+        retry::wait(attempts.count / servers, std::mem::take(&mut attempts.pushback))
     }
 
     /// The server that the next call goes to.
@@ -276,6 +329,13 @@ fn may_have_written(status: &Status) -> bool {
             !causes.any(|cause| cause.is::<tonic::ConnectError>())
         }
     }
+}
+
+/// Whether somebody has answered who is no onced, and has more to say than that it is unavailable. What the connection
+/// itself meets has a source, or is the end of its time.
+fn is_of_another(status: &Status) -> bool {
+    std::error::Error::source(status).is_none()
+        && !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }
 
 fn silence(server: &str, time: Duration) -> Status {
@@ -372,6 +432,23 @@ mod tests {
         }
         let access = Access { token_in_plaintext: true, ..access };
         assert_eq!(refused_with("onced:7411", &access), "onced:7411 was accepted");
+    }
+
+    #[tokio::test]
+    async fn a_round_is_followed_by_the_longest_pushback_of_it() {
+        let servers = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(str::to_owned);
+        let transport = Transport::new(&servers, &Access::default(), Clock::system()).unwrap();
+        let mut attempts = Attempts::new(Moment::default(), Duration::from_secs(60));
+        let mut wait = |count, pushback_s| {
+            attempts.count = count;
+            transport.wait(&mut attempts, Duration::from_secs(pushback_s))
+        };
+        let round = [wait(1, 20), wait(2, 0), wait(3, 1)];
+        assert_eq!(round[..2], [Duration::ZERO; 2]);
+        assert!(round[2] >= Duration::from_secs(20), "{round:?}");
+        // The next round asks for nothing.
+        let round = [wait(4, 0), wait(5, 0), wait(6, 0)];
+        assert!(round[2] <= Duration::from_secs(2), "{round:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use tonic::{Request, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::transport::Lane;
+use crate::transport::{Attempts, Lane};
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 use crate::v1::lookup_response::Record;
 use crate::v1::watch_response::Record as Watched;
@@ -39,9 +39,8 @@ impl Watch {
         }
         let client = self.client.clone();
         let (transport, patience) = (client.transport(), client.timeout());
-        let mut attempts = 0;
         // A quiet stream may break after any time, so the patience is counted from the break.
-        let mut deadline = None;
+        let mut attempts = None;
         loop {
             let index = transport.current();
             match self.read(index).await {
@@ -55,9 +54,8 @@ impl Watch {
                     if transport.renewed(&status, self.token.as_ref()) {
                         continue;
                     }
-                    attempts += 1;
-                    let deadline = *deadline.get_or_insert_with(|| transport.clock().now() + patience);
-                    transport.pause(index, attempts, deadline, patience, &status).await?;
+                    let new = || Attempts::new(transport.clock().now(), patience);
+                    transport.pause(index, attempts.get_or_insert_with(new), &status).await?;
                 }
             }
         }

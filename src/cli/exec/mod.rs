@@ -276,7 +276,7 @@ fn finish(
             say(&format!("{lost}; another host may run the command, and this run does not count"));
             ended.filter(|ended| matches!(ended, Ended::Interrupted(_))).map_or(OWN_FAILURE, exit_code)
         }
-        (OnceError::NotStored(cause), Some(Ended::Exited(code))) => fail(&format!(
+        (OnceError::NotStored { cause, .. }, Some(Ended::Exited(code))) => fail(&format!(
             "the command ran and exited with {code}, but its result is not known to be stored: {cause}\n\
              Unless it is, the command may run again once the lock has ended."
         )),

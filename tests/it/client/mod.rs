@@ -1,7 +1,10 @@
 //! The Rust client against a server, with a proxy between them where answers are to be lost.
 
 mod calls;
+mod grpc;
+mod http;
 mod once;
+mod runs;
 mod session;
 
 use std::sync::Arc;

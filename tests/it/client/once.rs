@@ -217,7 +217,7 @@ async fn an_outcome_that_may_be_stored_is_never_released() {
         Ok("done")
     };
     let error = once(&client, "k").run(work).await.unwrap_err();
-    assert!(matches!(&error, OnceError::NotStored(cause) if cause.is_unavailable()), "{error:?}");
+    assert!(matches!(&error, OnceError::NotStored { cause, .. } if cause.is_unavailable()), "{error:?}");
     proxy.open();
     let direct = server.client();
     while !matches!(lookup(&direct, "k").await, Ok(Record::Available(_))) {
