@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
+use onced_client::{Client, Refusal};
 
 use super::connect::{TlsArgs, default_server};
 use super::exit::Exit;
 use super::input::{self, DURATION};
 use super::output::{print, say};
-use crate::generated::health_v1::HealthCheckRequest;
 use crate::generated::health_v1::health_check_response::ServingStatus;
 use crate::generated::health_v1::health_client::HealthClient;
+use crate::generated::health_v1::{HealthCheckRequest, HealthCheckResponse};
 use crate::rpc::health::{LIVENESS, READINESS};
 
 #[derive(Debug, Args)]
@@ -41,26 +42,36 @@ pub async fn run(args: HealthArgs) -> Exit {
             return Exit::of_error(&error);
         }
     };
-    let [api, ..] = READINESS;
-    let (service, word) = if args.live { (LIVENESS, "live") } else { (api, "ready") };
-    let answers = client.ask_each(args.timeout, |channel| async move {
-        HealthClient::new(channel).check(HealthCheckRequest { service: service.to_owned() }).await
-    });
+    let word = if args.live { "live" } else { "ready" };
     let mut exit = Exit::Done;
-    for (server, answer) in answers.await {
-        let why = match answer.map(|answer| answer.status()) {
-            Ok(ServingStatus::Serving) => {
+    for (server, answer) in ask(&client, args.timeout, args.live).await {
+        match answer {
+            Ok(()) => {
                 // Whoever does not read it has the exit code.
                 print(&format!("{server} is {word}\n"));
-                continue;
             }
-            Ok(status) => format!("it says {}", status.as_str_name()),
-            Err(refusal) => refusal.to_string(),
-        };
-        say(&format!("{server} is not {word}: {why}"));
-        exit = Exit::Failed;
+            Err(why) => {
+                say(&format!("{server} is not {word}: {why}"));
+                exit = Exit::Failed;
+            }
+        }
     }
     exit
+}
+
+/// Asks each server whether it is ready, or only `live`; tells by server why it is not.
+pub async fn ask(client: &Client, timeout: Duration, live: bool) -> Vec<(&str, Result<(), String>)> {
+    let [api, ..] = READINESS;
+    let service = if live { LIVENESS } else { api };
+    let answers = client.ask_each(timeout, |channel| async move {
+        HealthClient::new(channel).check(HealthCheckRequest { service: service.to_owned() }).await
+    });
+    let read = |answer: Result<HealthCheckResponse, Refusal>| match answer.map(|answer| answer.status()) {
+        Ok(ServingStatus::Serving) => Ok(()),
+        Ok(status) => Err(format!("it says {}", status.as_str_name())),
+        Err(refusal) => Err(refusal.to_string()),
+    };
+    answers.await.into_iter().map(|(server, answer)| (server, read(answer))).collect()
 }
 
 /// Where the server listens that is set up by the variables of this machine.

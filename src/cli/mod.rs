@@ -9,6 +9,7 @@ mod exit;
 mod health;
 mod input;
 mod output;
+mod proxy;
 mod record;
 mod reload;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     Exec(Box<exec::ExecArgs>),
     /// Put a load on a running server, check each answer, and tell how long they took
     Bench(Box<bench::BenchArgs>),
+    /// Give a service the Idempotency-Key header: run each request once, and answer duplicates with what was stored
+    Proxy(Box<proxy::ProxyArgs>),
     #[command(flatten)]
     Call(Box<Call>),
 }
@@ -93,6 +96,9 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => run(Builder::new_current_thread(), exec::OWN_FAILURE, exec::run(*args)),
         Command::Bench(args) => {
             run(Builder::new_multi_thread(), Exit::Failed.code(), async { bench::run(*args).await.code() })
+        }
+        Command::Proxy(args) => {
+            run(Builder::new_multi_thread(), Exit::Failed.code(), async { proxy::run(*args).await.code() })
         }
         // Clients do one thing at a time: threads would only cost.
         Command::Call(call) => {

@@ -37,8 +37,8 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How often what was measured is sorted into its buckets.
 const SORT_PERIOD: Duration = Duration::from_secs(1);
 
-/// The admin port of a server. It is served as long as this lives.
-pub(super) struct Admin {
+/// The admin port of a server, or of a proxy. It is served as long as this lives.
+pub(crate) struct Admin {
     address: SocketAddr,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
@@ -56,7 +56,7 @@ impl Admin {
     ///
     /// # Errors
     /// If the address is taken, or not ours; if something counts already.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         listen: SocketAddr,
         readiness: watch::Receiver<Readiness>,
         clock: Clock,
@@ -72,7 +72,7 @@ impl Admin {
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }

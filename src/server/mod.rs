@@ -29,7 +29,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::etcd::{EtcdConfig, EtcdLogin, EtcdStore, EtcdTls, SizeWatch};
 use crate::telemetry::metrics;
 
-use admin::Admin;
+pub(crate) use admin::Admin;
 
 pub use crate::config::{Config, Limits};
 pub use accept::Listener;
@@ -200,18 +200,20 @@ pub async fn serve(config: Config, live: Live) -> Result<(), Error> {
 
 /// Each connection is a file, and what a shell allows by default is far below what the server does. The system's
 /// own limit stands.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
+/// Hears of a signal from now on; without this it ends the process.
+pub(crate) fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
     signal(kind).map_err(Error::Signals)
 }
 
-async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
+/// Waits for either.
+pub(crate) async fn signalled(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         biased;
         _ = terminate.recv() => {}

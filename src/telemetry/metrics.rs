@@ -88,7 +88,8 @@ declare! {
     CLAIMS_OPEN = "onced_claims_open", Gauge [];
     /// Keys with callers at this server
     ROOMS = "onced_rooms_open", Gauge [];
-    /// How much of a limit is in use; max_waiting_calls are the calls that wait now, watches included
+    /// How much of a limit is in use; max_waiting_calls are the calls that wait now, watches included; max_requests is
+    /// of a proxy
     LIMIT_USED = "onced_limit_used", Gauge ["limit"];
     /// How much of it there is
     LIMIT_SIZE = "onced_limit_size", Gauge ["limit"];
@@ -171,6 +172,17 @@ declare! {
     ETCD_DB_IN_USE = "onced_etcd_db_in_use_bytes", Gauge [];
     /// What etcd takes at most; from nine tenths in use on, no new claim is made
     ETCD_DB_QUOTA = "onced_etcd_db_quota_bytes", Gauge [];
+
+    /// Requests to a proxy (onced proxy), by what became of them: ran (the service behind was called for a key), replayed,
+    /// refused (by the rules of keys, or by the proxy itself), or passed (not meant to run once); and by the status that
+    /// the caller got
+    PROXY_REQUESTS = "onced_proxy_requests_total", Counter ["result", "status"];
+    /// How long the service behind a proxy took, by what it came to: answered (with a key to the end of the answer, else
+    /// to its start), unreachable (nothing was sent), lost, timeout, or cut_short (by the caller)
+    PROXY_UPSTREAM_DURATION = "onced_proxy_upstream_duration_seconds", Times ["result"];
+    /// Requests with a key that a proxy had run without a claim, since no server of onced answered (fail open): they may
+    /// have run twice
+    PROXY_UNPROTECTED = "onced_proxy_unprotected_total", Counter [];
 
     /// Always 1; its label tells the version of this server
     BUILD = "onced_build_info", Gauge ["version"];

@@ -19,6 +19,7 @@ mod exec_across_hosts;
 mod fake_etcd;
 mod histories;
 mod hostile;
+mod proxy;
 mod reference;
 mod server;
 mod store;

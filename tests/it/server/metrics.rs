@@ -99,7 +99,7 @@ impl Api {
     }
 }
 
-/// Every metric is brought about on one of two stores, or by TLS, and held against the table of the code: what is shown is in
+/// Every metric is brought about on one of two stores, by TLS, or by a proxy, and held against the table of the code: what is shown is in
 /// the table, and what is in the table is shown.
 #[tokio::test]
 async fn what_is_shown_is_what_the_table_says() {
@@ -112,7 +112,7 @@ async fn what_is_shown_is_what_the_table_says() {
     let by_tls = ServerProcess::start_as(by_tls, "memory:");
     let of_files = [CERTIFICATE_EXPIRY, RELOADS, RELOAD_REFUSED];
     let seen = |now: &Exposition| of_files.iter().all(|name| now.metrics.contains_key(*name));
-    let mut shown = vec![until(by_tls.admin(), seen).await];
+    let mut shown = vec![until(by_tls.admin(), seen).await, crate::proxy::shown().await];
     for (store, looked_at) in [(&etcd, ETCD_DB_SIZE), (&embedded, EMBEDDED_FREE_BYTES)] {
         let server = ServerProcess::start(store);
         let api = Api::of(server.address()).await;
