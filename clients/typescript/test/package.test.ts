@@ -1,0 +1,100 @@
+import assert from "node:assert/strict";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { Client, OncedError } from "onced";
+import { directory, Server } from "./support.js";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+
+test("the example of the README runs", async (t) => {
+  const server = await Server.start(t);
+  const readme = readFileSync(join(root, "README.md"), "utf8");
+  const [, example = ""] = /```ts\n(.*?)```/s.exec(readme) ?? [];
+  assert.equal(example.trim().split("\n").length, 5);
+  const program = example
+    .replace("10.0.0.1:7411,10.0.0.2:7411", server.address)
+    .replace('"onced"', JSON.stringify(join(root, "build/index.js")));
+  const file = join(directory(t), "example.mjs");
+  writeFileSync(file, `const charge = async (token) => "charged under " + typeof token;\n${program}process.exit();\n`);
+  const said = execFileSync(process.execPath, [file], { encoding: "utf8" });
+  assert.equal(said, "charged under bigint run here: true\n");
+  const again = execFileSync(process.execPath, [file], { encoding: "utf8" });
+  assert.equal(again, "charged under bigint run here: false\n");
+});
+
+test("CommonJS has the same classes", () => {
+  const required = createRequire(import.meta.url)("onced") as typeof import("onced");
+  assert.equal(required.Client, Client);
+  assert.equal(required.OncedError, OncedError);
+});
+
+test("a process that has closed its client ends by itself", async (t) => {
+  const server = await Server.start(t);
+  const program = `
+    import { Client } from ${JSON.stringify(join(root, "build/index.js"))};
+    const client = new Client("${server.address}");
+    await client.once("k").run(() => 1);
+    await client.close();
+  `;
+  const child = spawn(process.execPath, ["--input-type=module", "--eval", program], { stdio: "inherit" });
+  assert.deepEqual(await once(child, "exit"), [0, null]);
+});
+
+test("what is published is what is needed", () => {
+  const packed = execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], {
+    cwd: root,
+    encoding: "utf8",
+  });
+  const report = JSON.parse(packed) as unknown;
+  // An array, or an object by package, as the version of npm has it.
+  const [{ files }] = (Array.isArray(report) ? report : Object.values(report as object)) as [
+    { files: { path: string }[] },
+  ];
+  const paths = files.map(({ path }) => path);
+  for (const path of [
+    "build/index.js",
+    "build/index.d.ts",
+    "build/generated/onced/v1/record_pb.js",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+  ]) {
+    assert.ok(paths.includes(path), path);
+  }
+  assert.deepEqual(
+    paths.filter((path) => /^(src|test|build-test)\/|conformance/.test(path)),
+    [],
+  );
+});
+
+test("the agent answers, runs and ends with its input", async (t) => {
+  const server = await Server.start(t);
+  const agent = spawn(process.execPath, [join(root, "build/conformance/agent.js")], {
+    stdio: ["pipe", "pipe", "inherit"],
+  });
+  t.after(() => agent.kill());
+  const lines = createInterface({ input: agent.stdout })[Symbol.asyncIterator]();
+  const tell = (command: object) => agent.stdin.write(`${JSON.stringify(command)}\n`);
+  const told = async () => JSON.parse((await lines.next()).value as string) as Record<string, unknown>;
+  tell({ id: 1, do: "connect", client: "c", servers: server.address });
+  assert.deepEqual(await told(), { id: 1, ok: {} });
+  tell({ id: 2, do: "run", run: "r", client: "c", key: "k" });
+  assert.deepEqual(await told(), { id: 2, ok: {} });
+  const { event, run, attempt, protected: safe } = await told();
+  assert.deepEqual([event, run, attempt, safe], ["started", "r", "1", true]);
+  tell({ id: 3, do: "finish", run: "r", value: { n: 1 } });
+  assert.deepEqual(await told(), { id: 3, ok: {} });
+  const ended = await told();
+  assert.deepEqual([ended["event"], ended["result"], ended["value"]], ["ended", "done", { n: 1 }]);
+  tell({ id: 4, do: "fingerprint", kind: "json", text: "NaN" });
+  const { error } = (await told()) as { error: { kind: string } };
+  assert.equal(error.kind, "unfit");
+  agent.stdin.end();
+  assert.deepEqual(await once(agent, "exit"), [0, null]);
+});
