@@ -1,0 +1,161 @@
+package onced
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	oncedv1 "onced.dev/go/onced/v1"
+)
+
+const (
+	defaultNamespace = "default"
+	defaultWait      = 60 * time.Second
+	// The first wait is short, so that a long one is made of several answers; each further one doubles, up to the last.
+	firstPoll, lastPoll = time.Second, 16 * time.Second
+	// The longest pause after an answer that came sooner than the wait it was asked for.
+	earlyAnswerPause = 500 * time.Millisecond
+)
+
+// A run is one call of Run.
+type run struct {
+	client *Client
+	runSettings
+}
+
+func (c *Client) newRun(key string, options []RunOption) (*run, error) {
+	r := &run{client: c, runSettings: runSettings{wait: defaultWait, codec: JSON, request: &oncedv1.BeginRequest{
+		Namespace: defaultNamespace, Key: key, Owner: c.owner,
+		// Each run is an attempt of its own, and an id is spent once its claim was given back.
+		RequestId: uuid.NewString(),
+	}}}
+	for _, option := range options {
+		option(&r.runSettings)
+	}
+	// What cannot be sent would fail as if a connection had broken.
+	for _, text := range []string{r.request.GetKey(), r.request.GetNamespace(), r.request.GetOwner()} {
+		if !utf8.ValidString(text) {
+			return nil, fmt.Errorf("%q is not UTF-8", text)
+		}
+	}
+	return r, nil
+}
+
+// begin asks, with one request id, until the key is ours, has an outcome, is in doubt, or the wait is over. Where ctx ends
+// before, a claim that nobody heard of is given back in the background.
+func (r *run) begin(ctx context.Context) (answer[*oncedv1.BeginResponse], error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(r.client.open, func() { cancel(ErrClosed) })()
+	if ctx.Err() != nil {
+		return answer[*oncedv1.BeginResponse]{}, givenUp(ctx)
+	}
+
+	begun, err := r.ask(ctx)
+	var unavailable *UnavailableError
+	switch {
+	case ctx.Err() != nil && begun.message.GetClaim() != nil:
+		r.client.inBackground(func() { r.releaseUnused(begun.message.GetClaim()) })
+		return begun, givenUp(ctx)
+	case ctx.Err() != nil && err != nil:
+		r.giveBackUnheard()
+		return begun, givenUp(ctx)
+	case errors.As(err, &unavailable) && unavailable.unsettled:
+		r.giveBackUnheard()
+	}
+	return begun, err
+}
+
+func (r *run) ask(ctx context.Context) (answer[*oncedv1.BeginResponse], error) {
+	clock := r.client.clock
+	started := clock()
+	until := started + r.wait
+	openAt := started + r.failOpen
+	mayOpen := r.failOpen > 0
+	for longest := firstPoll; ; longest = min(longest*2, lastPoll) {
+		poll := longest
+		if !r.forever {
+			poll = max(min(poll, until-clock()), 0)
+		}
+		patience := r.client.patience(poll)
+		if mayOpen {
+			// Each server is asked before none is said to be there, and has time to answer when its wait is over.
+			slice := max(r.failOpen/time.Duration(len(r.client.transport.servers)), time.Millisecond)
+			poll = min(poll, slice/2)
+			patience.attempt, patience.total = min(patience.attempt, slice), openAt-clock()
+		}
+		begun, err := r.poll(ctx, poll, patience)
+		if err != nil {
+			var unavailable *UnavailableError
+			if !mayOpen || !errors.As(err, &unavailable) {
+				return begun, err
+			}
+			if unavailable.told || unavailable.setUp {
+				mayOpen = false // It was answered, or is set up wrong: that is no outage.
+				continue
+			}
+			if !clock.sleepUntil(ctx, openAt) {
+				return begun, givenUp(ctx)
+			}
+			return begun, errOutage
+		}
+		mayOpen = false
+		if begun.message.GetInProgress() == nil || (!r.forever && clock() >= until) {
+			return begun, nil
+		}
+	}
+}
+
+// errOutage is that no server has answered for as long as the caller said, and the work runs all the same.
+var errOutage = errors.New("no server answered, and the run fails open")
+
+// poll is one Begin that waits that long, and as long as that even if the answer comes sooner.
+func (r *run) poll(ctx context.Context, wait time.Duration, patience patience) (answer[*oncedv1.BeginResponse], error) {
+	r.request.Wait = durationpb.New(wait)
+	begun, err := call(ctx, r.client.transport, waiting, patience, r.request, oncedv1.IdempotencyServiceClient.Begin)
+	if err != nil {
+		return begun, err
+	}
+	if begun.message.GetResult() == nil {
+		return begun, unknownAnswer("Begin")
+	}
+	if begun.message.GetInProgress() != nil {
+		// A server may end a wait early, by its own limit. Asking again at once could make a busy loop.
+		left := wait - (r.client.clock() - begun.sent)
+		if left > 0 && !sleep(ctx, min(left, earlyAnswerPause)) {
+			return begun, givenUp(ctx)
+		}
+	}
+	return begun, nil
+}
+
+// giveBackUnheard asks once more, in the background, whether the Begin that was given up came to a claim, and gives it back.
+// Nothing has run under it.
+func (r *run) giveBackUnheard() {
+	r.client.inBackground(func() {
+		request := proto.CloneOf(r.request)
+		request.Wait = nil
+		begun, err := call(context.Background(), r.client.transport, waiting, r.client.patience(0), request, oncedv1.IdempotencyServiceClient.Begin)
+		if err != nil {
+			r.client.log.Debug("onced: whether a Begin that was given up came to a claim is unknown; it lapses by itself", "error", err)
+			return
+		}
+		r.releaseUnused(begun.message.GetClaim())
+	})
+}
+
+func (r *run) releaseUnused(granted *oncedv1.Claim) {
+	if granted == nil {
+		return
+	}
+	claim := newClaim(r.client, r.request, Retry, granted, 0)
+	if err := claim.release(context.Background(), Retry, "its caller gave up before the work began"); err != nil && !isClaimLost(err) {
+		r.client.log.Debug("onced: a claim whose caller gave up was not given back; it lapses by itself", "error", err)
+	}
+}

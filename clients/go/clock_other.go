@@ -1,0 +1,7 @@
+//go:build !linux
+
+package onced
+
+func systemClock() clock {
+	return elapsedSinceNow()
+}

@@ -1,0 +1,150 @@
+package onced
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// The pause before the second round over the servers, before jitter.
+	firstPause = 50 * time.Millisecond
+	// The longest pause between rounds, before jitter.
+	longestPause = 2 * time.Second
+	// By gRPC's retry design: in how many milliseconds to try again, or anything else for never.
+	pushbackHeader = "grpc-retry-pushback-ms"
+)
+
+// advice is what a failed attempt says about the next one. Every call of onced may be repeated with the same arguments,
+// so the only questions are whether it would help, and how long to wait.
+type advice struct {
+	again bool
+	// How long the server asked to be left alone.
+	pushback time.Duration
+}
+
+func adviceOf(failed *status.Status, trailer metadata.MD) advice {
+	if !worthRepeating(failed) {
+		return advice{}
+	}
+	if pushback := trailer.Get(pushbackHeader); len(pushback) > 0 {
+		millis, err := strconv.ParseUint(pushback[0], 10, 32)
+		if err != nil {
+			return advice{}
+		}
+		return advice{again: true, pushback: time.Duration(millis) * time.Millisecond}
+	}
+	for _, detail := range failed.Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return advice{again: true, pushback: max(info.GetRetryDelay().AsDuration(), 0)}
+		}
+	}
+	return advice{again: true}
+}
+
+func worthRepeating(failed *status.Status) bool {
+	switch failed.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	case codes.Canceled, codes.Unknown, codes.Internal:
+		// Broken connections and streams come as these, without a reason of the server's.
+		return refusalOf(failed).Reason == ""
+	default:
+		return false
+	}
+}
+
+// pauseBefore is how long to wait before attempt number attempts (the first is 0) over so many servers. One that was not
+// tried in this round is tried at once: its neighbour's pushback does not bind it. pushback is the longest that any
+// server of the round asked for.
+func pauseBefore(attempts, servers int, pushback time.Duration) time.Duration {
+	if attempts%servers != 0 {
+		return 0
+	}
+	round := min(max(attempts/servers-1, 0), 16)
+	pause := jittered(min(firstPause<<round, longestPause))
+	if pushback <= 0 {
+		return pause
+	}
+	// Jitter goes on top of a pushback: less than it would be refused again.
+	return max(pause, pushback+jittered(pushback/8))
+}
+
+// patience is how long a call is tried: in all, and by one attempt before the next server is tried.
+type patience struct {
+	total, attempt time.Duration
+}
+
+// tries is what the attempts of one call have come to.
+type tries struct {
+	deadline moment
+	total    time.Duration
+	attempts int
+	// The longest pushback of this round.
+	pushback time.Duration
+	// The last attempt that a server answered with a reason.
+	answered *Refusal
+	// Whether a server of onced answered with anything but UNAVAILABLE.
+	told bool
+	// Whether an attempt failed by how client or server are set up.
+	setUp bool
+	// Whether an attempt may have been carried out, although it was not answered.
+	unsettled bool
+}
+
+// next waits for the next attempt, after one at server came to nothing. It fails if that would not help, or there is no
+// time for it.
+func (t *transport) next(ctx context.Context, try *tries, server *server, failed *status.Status, trailer metadata.MD) error {
+	refusal := refusalOf(failed)
+	try.attempts++
+	if refusal.Reason != "" {
+		t.reached.Store(true)
+		try.answered = refusal
+		try.told = try.told || refusal.Code != codes.Unavailable
+	} else if hint := server.setUpHint(ctx, refusal); hint != "" {
+		try.setUp = true
+		refusal.Message = server.name + ": " + refusal.Message + "; " + hint
+		// A client that was answered before sits it out: certificates are renewed, servers replaced.
+		if try.attempts >= len(t.servers) && !t.reached.Load() {
+			return &SetUpError{Message: refusal.Message}
+		}
+	}
+	try.unsettled = try.unsettled || refusal.mayHaveBeenDone()
+	say := adviceOf(failed, trailer)
+	if !say.again {
+		return refusal
+	}
+	try.pushback = max(try.pushback, say.pushback)
+	t.moveOnFrom(server)
+	pause := pauseBefore(try.attempts, len(t.servers), try.pushback)
+	if pause > 0 {
+		try.pushback = 0
+	}
+	left := try.deadline - t.clock()
+	if pause >= left {
+		return t.unavailable(try, refusal, left)
+	}
+	t.log.DebugContext(ctx, "onced: trying again", "server", server.name, "attempts", try.attempts, "pause", pause, "error", refusal)
+	if !sleep(ctx, pause) {
+		return givenUp(ctx)
+	}
+	return nil
+}
+
+func (t *transport) unavailable(try *tries, last *Refusal, left time.Duration) error {
+	if last.Reason == "" && last.Code == codes.DeadlineExceeded && try.answered != nil {
+		// What was said tells more of the server than that its time was up.
+		told := *try.answered
+		told.Message = last.Message + "; before that: " + told.Message
+		last = &told
+	}
+	return &UnavailableError{
+		Servers: t.names(), Tried: try.total - left, Last: last,
+		told: try.told, setUp: try.setUp, unsettled: try.unsettled,
+	}
+}
