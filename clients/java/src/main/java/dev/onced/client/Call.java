@@ -1,0 +1,232 @@
+package dev.onced.client;
+
+import io.grpc.CallOptions;
+import io.grpc.ClientCall;
+import io.grpc.ConnectivityState;
+import io.grpc.ManagedChannel;
+import io.grpc.Metadata;
+import io.grpc.MethodDescriptor;
+import io.grpc.Status;
+import java.net.UnknownHostException;
+import java.util.OptionalLong;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+
+/** One call, sent as often as it takes. */
+final class Call<Q, A> {
+    private static final Metadata.Key<String> AUTHORIZATION =
+            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+    private static final long SHORTEST_ATTEMPT = TimeUnit.MILLISECONDS.toNanos(1);
+
+    private final Transport transport;
+    private final Transport.Lane lane;
+    private final Transport.Patience patience;
+    private final MethodDescriptor<Q, A> method;
+    private final Q request;
+    private final Transport.Watcher watcher;
+    private final CompletableFuture<Transport.Answer<A>> result = new CompletableFuture<>();
+    private final long deadline;
+
+    private int attempts;
+    /** The longest that a server of this round asked for. */
+    private long pushback;
+    /** The last thing that a server said, if one did. */
+    private Refusal answered;
+    /** Whether an attempt may have been carried out. */
+    private boolean mayBeDone;
+    /** The attempt that is under way. */
+    private ClientCall<Q, A> attempt;
+
+    Call(
+            Transport transport,
+            Transport.Lane lane,
+            Transport.Patience patience,
+            MethodDescriptor<Q, A> method,
+            Q request,
+            Transport.Watcher watcher) {
+        this.transport = transport;
+        this.lane = lane;
+        this.patience = patience;
+        this.method = method;
+        this.request = request;
+        this.watcher = watcher;
+        this.deadline = Wire.plus(transport.clock.nanos(), patience.total());
+    }
+
+    CompletableFuture<Transport.Answer<A>> start() {
+        attempt();
+        result.whenComplete((answer, error) -> stop());
+        return result;
+    }
+
+    /** Ends an attempt that nobody waits for any more. */
+    private synchronized void stop() {
+        if (attempt != null) {
+            attempt.cancel("its caller has given up", null);
+        }
+    }
+
+    private synchronized void attempt() {
+        if (result.isDone()) {
+            return;
+        }
+        try {
+            send();
+        } catch (RuntimeException | Error fault) {
+            // Whoever waits must hear of it, also from a thread that nobody watches.
+            result.completeExceptionally(fault);
+        }
+    }
+
+    private void send() {
+        int index = transport.current();
+        Server server = transport.server(index);
+        long sent = transport.clock.nanos();
+        long time = Math.max(SHORTEST_ATTEMPT, Math.min(patience.attempt(), deadline - sent));
+        String token = transport.bearer == null ? null : transport.bearer.header(sent);
+        var headers = new Metadata();
+        if (token != null) {
+            headers.put(AUTHORIZATION, token);
+        }
+        ManagedChannel channel = server.channel(lane);
+        CallOptions options = CallOptions.DEFAULT.withDeadlineAfter(time, TimeUnit.NANOSECONDS);
+        attempt = channel.newCall(method, options);
+        attempt.start(new Ending(index, sent, time, token, watchConnecting(server, channel)), headers);
+        attempt.request(2);
+        attempt.sendMessage(request);
+        attempt.halfClose();
+    }
+
+    /** A connection that does not come up in time fails all calls that wait for it. */
+    private Future<?> watchConnecting(Server server, ManagedChannel channel) {
+        if (channel.getState(true) == ConnectivityState.READY) {
+            return CompletableFuture.completedFuture(null);
+        }
+        return transport.timer.schedule(
+                () -> server.drop(lane, channel), Server.CONNECT_TIMEOUT, TimeUnit.NANOSECONDS);
+    }
+
+    /** How an attempt ended. */
+    private final class Ending extends ClientCall.Listener<A> {
+        private final int index;
+        private final long sent;
+        private final long time;
+        private final String token;
+        private final Future<?> connecting;
+        private A message;
+
+        Ending(int index, long sent, long time, String token, Future<?> connecting) {
+            this.index = index;
+            this.sent = sent;
+            this.time = time;
+            this.token = token;
+            this.connecting = connecting;
+        }
+
+        @Override
+        public void onMessage(A message) {
+            this.message = message;
+        }
+
+        @Override
+        public void onClose(Status status, Metadata trailers) {
+            connecting.cancel(false);
+            if (result.isDone()) {
+                return;
+            }
+            try {
+                if (status.isOk() && message != null) {
+                    transport.reached();
+                    result.complete(new Transport.Answer<>(message, sent));
+                } else {
+                    Status ended = status.isOk() ? Status.INTERNAL.withDescription("no message came") : status;
+                    failed(ended, trailers);
+                }
+            } catch (RuntimeException | Error fault) {
+                result.completeExceptionally(fault);
+            }
+        }
+
+        private void failed(Status status, Metadata trailers) {
+            if (status.getCode() == Status.Code.UNAUTHENTICATED && token != null) {
+                transport.reached();
+                if (transport.bearer.renew(token, transport.clock.nanos())) {
+                    // A file is changed a few times at most, so nobody goes round here for long.
+                    attempt();
+                    return;
+                }
+            }
+            Refusal refusal = Refusal.of(status, trailers);
+            if (refusal.reason() == null && status.getCode() == Status.Code.DEADLINE_EXCEEDED) {
+                refusal = refusal.withMessage(
+                        transport.server(index).name + " did not answer within " + Wire.shown(time));
+            }
+            again(index, refusal, Retry.advice(status, trailers));
+        }
+    }
+
+    /** Moves on from the server at {@code index}, and waits for the next attempt, if that would help. */
+    private void again(int index, Refusal refusal, OptionalLong advice) {
+        attempts++;
+        mayBeDone |= refusal.mayBeDone();
+        Server server = transport.server(index);
+        String remedy = refusal.reason() == null ? Access.advice(refusal.message(), server.isTls()) : null;
+        Refusal told = remedy == null
+                ? refusal
+                : refusal.withMessage(server.name + ": " + refusal.message() + "; " + remedy);
+        watcher.failed(told, remedy != null || isNameless(refusal));
+        if (refusal.reason() != null) {
+            transport.reached();
+            answered = refusal;
+        }
+        // A client that was answered before sits it out: certificates are renewed, servers replaced.
+        if (remedy != null && attempts >= transport.servers() && !transport.isReached()) {
+            result.completeExceptionally(CallException.refused(told, true));
+            return;
+        }
+        if (advice.isEmpty()) {
+            result.completeExceptionally(CallException.refused(told, false));
+            return;
+        }
+        transport.moveOn(index);
+        pushback = Math.max(pushback, advice.getAsLong());
+        long wait = Retry.pause(attempts, transport.servers(), pushback);
+        if (attempts % transport.servers() == 0) {
+            pushback = 0;
+        }
+        long left = deadline - transport.clock.nanos();
+        if (wait >= left) {
+            result.completeExceptionally(unavailable(told, patience.total() - Math.max(left, 0)));
+        } else if (wait == 0) {
+            attempt();
+        } else {
+            transport.timer.schedule(this::attempt, wait, TimeUnit.NANOSECONDS);
+        }
+    }
+
+    /** Whether there is no such host, as far as this machine knows. */
+    private boolean isNameless(Refusal refusal) {
+        for (Throwable cause = refusal.cause(); cause != null; cause = cause.getCause()) {
+            if (cause instanceof UnknownHostException) {
+                return !transport.isReached();
+            }
+        }
+        return false;
+    }
+
+    /** Whether a server was there and could not do it, or none was. */
+    private CallException unavailable(Refusal last, long tried) {
+        String text = last.toString();
+        Refusal shown = last;
+        if (last.reason() == null && answered != null) {
+            // What was said tells more of the servers than that the time was up.
+            text += "; before that: " + answered;
+            shown = answered;
+        }
+        String who = shown.reason() == null
+                ? "no answer from " + transport.names() + " in "
+                : transport.names() + " answered, but could not do it in ";
+        return new CallException(who + Wire.shown(tried) + "; last: " + text, shown, true, false, mayBeDone);
+    }
+}

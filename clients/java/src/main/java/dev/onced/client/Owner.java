@@ -1,0 +1,35 @@
+package dev.onced.client;
+
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.UnknownHostException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+
+/** Who asks, when nobody says. */
+final class Owner {
+    private Owner() {}
+
+    /** User, host and process id, such as {@code deploy@web-3:4711}. */
+    static String standard() {
+        String owner = System.getProperty("user.name", "") + "@" + host() + ":" + ProcessHandle.current().pid();
+        return owner.codePoints()
+                .filter(c -> !Character.isISOControl(c))
+                .limit(64)
+                .collect(StringBuilder::new, StringBuilder::appendCodePoint, StringBuilder::append)
+                .toString();
+    }
+
+    private static String host() {
+        try {
+            // What Java has asks name servers, which may take long.
+            return Files.readString(Path.of("/proc/sys/kernel/hostname")).strip();
+        } catch (IOException elsewhere) {
+            try {
+                return InetAddress.getLocalHost().getHostName();
+            } catch (UnknownHostException nameless) {
+                return "localhost";
+            }
+        }
+    }
+}

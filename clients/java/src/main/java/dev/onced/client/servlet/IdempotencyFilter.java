@@ -1,0 +1,491 @@
+package dev.onced.client.servlet;
+
+import dev.onced.client.Claim;
+import dev.onced.client.ClaimLostException;
+import dev.onced.client.Done;
+import dev.onced.client.FailedException;
+import dev.onced.client.Failure;
+import dev.onced.client.IdempotencyKey;
+import dev.onced.client.InDoubtException;
+import dev.onced.client.InProgressException;
+import dev.onced.client.NotBegunException;
+import dev.onced.client.NotStoredException;
+import dev.onced.client.Once;
+import dev.onced.client.Onced;
+import dev.onced.client.OncedException;
+import dev.onced.client.OnFailure;
+import dev.onced.client.OnLapse;
+import dev.onced.client.UnstorableException;
+import dev.onced.client.Verdict;
+import jakarta.servlet.Filter;
+import jakarta.servlet.FilterChain;
+import jakarta.servlet.ServletException;
+import jakarta.servlet.ServletRequest;
+import jakarta.servlet.ServletResponse;
+import jakarta.servlet.http.HttpServletRequest;
+import jakarta.servlet.http.HttpServletResponse;
+import java.io.IOException;
+import java.time.Duration;
+import java.util.Collections;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.Set;
+import java.util.function.Function;
+import java.util.function.Supplier;
+
+/**
+ * Answers a request that has an {@code Idempotency-Key} once, however often it comes, and gives all repetitions the same
+ * answer: status, stored headers and body, byte for byte, with {@code Idempotent-Replayed: true}.
+ *
+ * <p>The handler runs to its end when its caller hangs up, and its answer is kept in memory until it is stored. A handler
+ * behind this filter answers in the thread that called it: {@code startAsync}, multipart requests and upgrades are
+ * refused. Exceptions of handlers reach the container as they are.
+ */
+public final class IdempotencyFilter implements Filter {
+    /** How long a repetition waits for the answer unless told otherwise. */
+    public static final Duration DEFAULT_WAIT = Duration.ofSeconds(10);
+
+    /** The largest request, in bytes, unless told otherwise. */
+    public static final int DEFAULT_REQUEST_BYTES = 1 << 20;
+
+    private static final String HEADER = "Idempotency-Key";
+    private static final String CLAIM = IdempotencyFilter.class.getName() + ".claim";
+    private static final String VERDICT = IdempotencyFilter.class.getName() + ".verdict";
+    private static final System.Logger LOG = System.getLogger(IdempotencyFilter.class.getName());
+
+    private final Builder options;
+
+    private IdempotencyFilter(Builder options) {
+        this.options = options;
+    }
+
+    /**
+     * A filter with the standard settings.
+     *
+     * @param client not closed by this
+     * @return the filter
+     */
+    public static IdempotencyFilter of(Onced client) {
+        return builder(client).build();
+    }
+
+    /**
+     * Settings for a filter.
+     *
+     * @param client not closed by this
+     * @return the settings
+     */
+    public static Builder builder(Onced client) {
+        return new Builder(client);
+    }
+
+    /**
+     * The claim under which a request is handled.
+     *
+     * @param request as the handler got it
+     * @return null if it has no key
+     */
+    public static Claim claim(ServletRequest request) {
+        return (Claim) request.getAttribute(CLAIM);
+    }
+
+    /**
+     * Says what becomes of the answer to a request, whatever its status is.
+     *
+     * @param request as the handler got it
+     * @param verdict said before the answer is written, or it may be too late for a large one
+     */
+    public static void say(ServletRequest request, Verdict verdict) {
+        request.setAttribute(VERDICT, verdict);
+    }
+
+    @Override
+    public void doFilter(ServletRequest any, ServletResponse to, FilterChain chain)
+            throws IOException, ServletException {
+        if (!(any instanceof HttpServletRequest request)
+                || !(to instanceof HttpServletResponse response)
+                || !options.methods.contains(request.getMethod())
+                || claim(request) != null) {
+            chain.doFilter(any, to);
+            return;
+        }
+        List<String> headers = Collections.list(request.getHeaders(HEADER));
+        if (headers.isEmpty() && !options.required) {
+            chain.doFilter(request, response);
+        } else if (headers.isEmpty()) {
+            Problem.IDEMPOTENCY_KEY_MISSING.send(response, "send the header " + HEADER);
+        } else if (headers.size() > 1) {
+            Problem.IDEMPOTENCY_KEY_INVALID.send(response, "send the header " + HEADER + " once");
+        } else {
+            withKey(request, response, chain, headers.get(0));
+        }
+    }
+
+    private void withKey(HttpServletRequest request, HttpServletResponse response, FilterChain chain, String header)
+            throws IOException, ServletException {
+        String scope = options.scope == null ? null : options.scope.apply(request);
+        if (options.scope != null && (scope == null || scope.isEmpty())) {
+            Problem.SCOPE_MISSING.send(response, "say whose key it is");
+            return;
+        }
+        Optional<String> key = IdempotencyKey.parse(header, scope != null);
+        if (key.isEmpty()) {
+            Problem.IDEMPOTENCY_KEY_INVALID.send(
+                    response, "it is to be printable ASCII, 1 to " + (scope == null ? 512 : 479) + " bytes");
+            return;
+        }
+        byte[] body = request.getInputStream().readNBytes(options.requestBytes + 1);
+        if (body.length > options.requestBytes) {
+            Problem.REQUEST_TOO_LARGE.send(response, "at most " + options.requestBytes + " bytes are taken");
+            return;
+        }
+        String target = request.getQueryString() == null
+                ? request.getRequestURI()
+                : request.getRequestURI() + "?" + request.getQueryString();
+        String stored = scope == null ? key.get() : IdempotencyKey.inScope(scope, key.get());
+        Once once = options.once(stored)
+                .fingerprint(IdempotencyKey.httpFingerprint(request.getMethod(), target, body));
+        new Exchange(new BufferedRequest(request, body), response, chain).run(once);
+    }
+
+    /** One request with a key. */
+    private final class Exchange {
+        private final BufferedRequest request;
+        private final HttpServletResponse response;
+        private final FilterChain chain;
+        /** Once the handler runs under a claim. */
+        private CapturedResponse captured;
+
+        Exchange(BufferedRequest request, HttpServletResponse response, FilterChain chain) {
+            this.request = request;
+            this.response = response;
+            this.chain = chain;
+        }
+
+        void run(Once once) throws IOException, ServletException {
+            try {
+                Done<Answer> done = once.run(Answer.CODEC, this::handle);
+                if (!done.ranHere()) {
+                    response.setHeader("Idempotent-Replayed", "true");
+                }
+                if (done.isProtected()) {
+                    done.value().send(response);
+                }
+            } catch (NotStoredException done) {
+                LOG.log(System.Logger.Level.WARNING, "an answer may not be stored", done);
+                ((Answer) done.value()).send(response);
+            } catch (FailedException failed) {
+                failed(failed);
+            } catch (OncedException refused) {
+                refused(refused);
+            }
+        }
+
+        private Answer handle(Claim claim) throws Exception {
+            request.setAttribute(CLAIM, claim);
+            if (!claim.isProtected()) {
+                chain.doFilter(request, response);
+                return null;
+            }
+            // The encoded outcome is larger by a little; whether all of it fits is looked at again.
+            long limit = Math.min(options.responseBytes, claim.maxOutcomeBytes());
+            Supplier<Verdict> verdict = () -> (Verdict) request.getAttribute(VERDICT);
+            captured = new CapturedResponse(response, limit, verdict);
+            try {
+                chain.doFilter(request, captured);
+            } catch (Exception thrown) {
+                if (captured.unstorable() == null) {
+                    throw byVerdict(verdict.get(), thrown);
+                }
+                LOG.log(System.Logger.Level.DEBUG, "a handler was stopped", thrown);
+            }
+            Answer answer = captured.isStored() ? captured.answer(options.headers) : null;
+            if (answer != null) {
+                return answer;
+            } else if (captured.unstorable() != null) {
+                throw Failure.inDoubt(new Unstored("the answer cannot be stored: " + captured.unstorable()));
+            }
+            var status = new Unstored("the answer was " + captured.getStatus());
+            throw verdict.get() == null && CapturedResponse.isUnseen(captured.getStatus())
+                    ? Failure.retry(status)
+                    : byVerdict(verdict.get(), status);
+        }
+
+        private static Exception byVerdict(Verdict verdict, Exception thrown) {
+            return verdict == Verdict.RETRY
+                    ? Failure.retry(thrown)
+                    : verdict == Verdict.IN_DOUBT ? Failure.inDoubt(thrown) : thrown;
+        }
+
+        private void failed(FailedException failed) throws IOException, ServletException {
+            Throwable cause = failed.getCause();
+            if (!failed.isReleased() && captured != null) {
+                LOG.log(System.Logger.Level.WARNING, "a claim may not be given back", failed);
+            }
+            if (cause instanceof UnstorableException || captured != null && captured.unstorable() != null) {
+                LOG.log(System.Logger.Level.ERROR, "a request was carried out, and its key is in doubt", failed);
+                problem(Problem.RESPONSE_NOT_STORABLE, cause.getMessage());
+            } else if (cause instanceof Unstored) {
+                captured.passOn();
+            } else {
+                rethrow(cause);
+            }
+        }
+
+        /** As the handler threw it. */
+        private static void rethrow(Throwable thrown) throws IOException, ServletException {
+            if (thrown instanceof IOException io) {
+                throw io;
+            } else if (thrown instanceof ServletException servlet) {
+                throw servlet;
+            } else if (thrown instanceof RuntimeException unchecked) {
+                throw unchecked;
+            }
+            throw new ServletException(thrown);
+        }
+
+        private void refused(OncedException refused) throws IOException {
+            if (refused instanceof InProgressException) {
+                problem(Problem.REQUEST_IN_PROGRESS, "ask again in a moment");
+            } else if (refused instanceof ClaimLostException) {
+                problem(Problem.CLAIM_LOST, "ask again in a moment");
+            } else if (refused instanceof InDoubtException) {
+                problem(Problem.IN_DOUBT, refused.getMessage());
+            } else if ("FINGERPRINT_MISMATCH".equals(refused.reason())) {
+                problem(Problem.FINGERPRINT_MISMATCH, "take another key for another request");
+            } else if (refused instanceof NotBegunException notBegun && notBegun.isUnavailable()) {
+                LOG.log(System.Logger.Level.WARNING, "onced cannot be asked", refused);
+                problem(Problem.UNAVAILABLE, "ask again in a moment");
+            } else {
+                LOG.log(System.Logger.Level.ERROR, "onced refused a request", refused);
+                problem(Problem.REFUSED, "the log of the service says why");
+            }
+        }
+
+        /** In place of what the handler has answered, if it has. */
+        private void problem(Problem problem, String detail) throws IOException {
+            if (captured != null && !response.isCommitted()) {
+                response.reset();
+            }
+            problem.send(response, detail);
+        }
+    }
+
+    /** Of a handler that answered what is not stored. */
+    private static final class Unstored extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        Unstored(String message) {
+            super(message, null, false, false);
+        }
+    }
+
+    /** Settings of an {@link IdempotencyFilter}. */
+    public static final class Builder {
+        private final Onced client;
+        private Set<String> methods = Set.of("POST", "PATCH");
+        private boolean required = true;
+        private String namespace = "default";
+        private Function<HttpServletRequest, String> scope;
+        private Duration wait = DEFAULT_WAIT;
+        private Duration lockTtl;
+        private Duration retention;
+        private OnLapse onLapse;
+        private OnFailure onFailure = OnFailure.RETRY;
+        private Set<String> headers = Answer.HEADERS;
+        private int requestBytes = DEFAULT_REQUEST_BYTES;
+        private long responseBytes = Long.MAX_VALUE;
+        private Duration failOpenAfter;
+
+        private Builder(Onced client) {
+            this.client = Objects.requireNonNull(client);
+        }
+
+        private Once once(String key) {
+            Once once = client.once(key).namespace(namespace).waitFor(wait).onFailure(onFailure);
+            if (lockTtl != null) {
+                once.lockTtl(lockTtl);
+            }
+            if (retention != null) {
+                once.retention(retention);
+            }
+            if (onLapse != null) {
+                once.onLapse(onLapse);
+            }
+            if (failOpenAfter != null) {
+                once.failOpenAfter(failOpenAfter);
+            }
+            return once;
+        }
+
+        /**
+         * The methods whose requests are answered once. All others pass.
+         *
+         * @param methods {@code POST} and {@code PATCH} unless told otherwise
+         * @return this
+         */
+        public Builder methods(String... methods) {
+            this.methods = Set.of(methods);
+            return this;
+        }
+
+        /**
+         * Whether a request of these methods must have a key.
+         *
+         * @param required true unless told otherwise; if not, one without a key passes
+         * @return this
+         */
+        public Builder keyRequired(boolean required) {
+            this.required = required;
+            return this;
+        }
+
+        /**
+         * The namespace of the keys.
+         *
+         * @param namespace {@code default} unless told otherwise
+         * @return this
+         */
+        public Builder namespace(String namespace) {
+            this.namespace = Objects.requireNonNull(namespace);
+            return this;
+        }
+
+        /**
+         * Whose key it is, so that two tenants may use the same one. It must be the same when the request is repeated:
+         * an account, never {@code Authorization}, whose tokens change. A request without its scope is refused.
+         *
+         * @param scope null or empty if the request has none
+         * @return this
+         */
+        public Builder scope(Function<HttpServletRequest, String> scope) {
+            this.scope = Objects.requireNonNull(scope);
+            return this;
+        }
+
+        /**
+         * The header that says whose key it is.
+         *
+         * @param name such as {@code X-Tenant}
+         * @return this
+         */
+        public Builder scopeHeader(String name) {
+            return scope(request -> request.getHeader(name));
+        }
+
+        /**
+         * How long a repetition waits for the answer.
+         *
+         * @param wait 10 s unless told otherwise; zero answers at once
+         * @return this
+         */
+        public Builder waitFor(Duration wait) {
+            this.wait = Objects.requireNonNull(wait);
+            return this;
+        }
+
+        /**
+         * See {@link Once#lockTtl}.
+         *
+         * @param ttl that of the namespace unless told otherwise
+         * @return this
+         */
+        public Builder lockTtl(Duration ttl) {
+            this.lockTtl = ttl;
+            return this;
+        }
+
+        /**
+         * See {@link Once#retention}.
+         *
+         * @param retention that of the namespace unless told otherwise
+         * @return this
+         */
+        public Builder retention(Duration retention) {
+            this.retention = retention;
+            return this;
+        }
+
+        /**
+         * See {@link Once#onLapse}.
+         *
+         * @param onLapse that of the namespace unless told otherwise
+         * @return this
+         */
+        public Builder onLapse(OnLapse onLapse) {
+            this.onLapse = onLapse;
+            return this;
+        }
+
+        /**
+         * What becomes of the key when a handler answers 5xx, or throws.
+         *
+         * @param rule {@link OnFailure#RETRY} unless told otherwise
+         * @return this
+         */
+        public Builder onFailure(OnFailure rule) {
+            this.onFailure = Objects.requireNonNull(rule);
+            return this;
+        }
+
+        /**
+         * Headers of answers that are stored besides the usual ones.
+         *
+         * @param names such as {@code X-Request-Cost}
+         * @return this
+         */
+        public Builder storeHeaders(String... names) {
+            Set<String> all = new HashSet<>(headers);
+            for (String name : names) {
+                all.add(name.toLowerCase(Locale.ROOT));
+            }
+            this.headers = Set.copyOf(all);
+            return this;
+        }
+
+        /**
+         * The largest request with a key.
+         *
+         * @param bytes 1 MiB unless told otherwise
+         * @return this
+         */
+        public Builder largestRequest(int bytes) {
+            this.requestBytes = Math.min(bytes, Integer.MAX_VALUE - 1);
+            return this;
+        }
+
+        /**
+         * The largest answer that is stored.
+         *
+         * @param bytes what the claim allows unless told otherwise
+         * @return this
+         */
+        public Builder largestResponse(long bytes) {
+            this.responseBytes = bytes;
+            return this;
+        }
+
+        /**
+         * Handles requests without a claim if no server of onced answers for this long. See {@link Once#failOpenAfter}.
+         *
+         * @param silence never unless told otherwise
+         * @return this
+         */
+        public Builder failOpenAfter(Duration silence) {
+            this.failOpenAfter = silence;
+            return this;
+        }
+
+        /**
+         * The filter.
+         *
+         * @return with these settings, which are not to be changed any more
+         */
+        public IdempotencyFilter build() {
+            return new IdempotencyFilter(this);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+package dev.onced.client;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.google.protobuf.Any;
+import com.google.rpc.ErrorInfo;
+import dev.onced.v1.BeginRequest;
+import dev.onced.v1.BeginResponse;
+import dev.onced.v1.CompleteRequest;
+import dev.onced.v1.CompleteResponse;
+import dev.onced.v1.Completed;
+import dev.onced.v1.Disposition;
+import dev.onced.v1.IdempotencyServiceGrpc;
+import dev.onced.v1.ReleaseRequest;
+import dev.onced.v1.ReleaseResponse;
+import dev.onced.v1.RenewRequest;
+import dev.onced.v1.RenewResponse;
+import io.grpc.Server;
+import io.grpc.Status;
+import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import io.grpc.protobuf.StatusProto;
+import io.grpc.stub.StreamObserver;
+import java.net.InetSocketAddress;
+import java.time.Duration;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+
+/** A server that loses answers, over a real socket. */
+@Timeout(60)
+class FakeServerTest {
+    private final BlockingQueue<BeginRequest> begins = new LinkedBlockingQueue<>();
+    private final BlockingQueue<ReleaseRequest> releases = new LinkedBlockingQueue<>();
+    private final AtomicInteger completes = new AtomicInteger();
+    private final AtomicInteger renews = new AtomicInteger();
+    /** How many Begins are never answered. */
+    private final AtomicInteger unheard = new AtomicInteger();
+    /** How many Completes end as if the connection broke. */
+    private final AtomicInteger brokenCompletes = new AtomicInteger();
+
+    private volatile Status.Code refuseCompletes;
+    private Server server;
+    private Onced client;
+
+    @BeforeEach
+    void start() throws Exception {
+        server = NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", 0))
+                .addService(new Service())
+                .build()
+                .start();
+        client = Onced.builder("127.0.0.1:" + server.getPort())
+                .timeout(Duration.ofSeconds(5))
+                .build();
+    }
+
+    @AfterEach
+    void end() {
+        client.close(Duration.ZERO);
+        server.shutdownNow();
+    }
+
+    private static RuntimeException refusal(Status.Code code, String reason) {
+        return StatusProto.toStatusRuntimeException(com.google.rpc.Status.newBuilder()
+                .setCode(code.value())
+                .setMessage("no")
+                .addDetails(Any.pack(
+                        ErrorInfo.newBuilder().setDomain("onced.dev").setReason(reason).build()))
+                .build());
+    }
+
+    private final class Service extends IdempotencyServiceGrpc.IdempotencyServiceImplBase {
+        @Override
+        public void begin(BeginRequest request, StreamObserver<BeginResponse> answer) {
+            begins.add(request);
+            if (unheard.getAndDecrement() > 0) {
+                return;
+            }
+            answer.onNext(BeginResponse.newBuilder()
+                    .setClaim(dev.onced.v1.Claim.newBuilder()
+                            .setFencingToken(17)
+                            .setAttempt(1)
+                            .setLockTtl(com.google.protobuf.Duration.newBuilder().setSeconds(2))
+                            .setMaxOutcomeBytes(1_000))
+                    .build());
+            answer.onCompleted();
+        }
+
+        @Override
+        public void complete(CompleteRequest request, StreamObserver<CompleteResponse> answer) {
+            completes.incrementAndGet();
+            if (refuseCompletes != null) {
+                answer.onError(refusal(refuseCompletes, "QUOTA_EXCEEDED"));
+            } else if (brokenCompletes.getAndDecrement() > 0) {
+                answer.onError(Status.UNKNOWN.asRuntimeException());
+            } else {
+                answer.onNext(CompleteResponse.newBuilder()
+                        .setCompleted(Completed.newBuilder().setFencingToken(17).setAttempt(1))
+                        .build());
+                answer.onCompleted();
+            }
+        }
+
+        @Override
+        public void renew(RenewRequest request, StreamObserver<RenewResponse> answer) {
+            renews.incrementAndGet();
+            answer.onError(refusal(Status.Code.UNAVAILABLE, "STORE_UNAVAILABLE"));
+        }
+
+        @Override
+        public void release(ReleaseRequest request, StreamObserver<ReleaseResponse> answer) {
+            releases.add(request);
+            answer.onNext(ReleaseResponse.getDefaultInstance());
+            answer.onCompleted();
+        }
+    }
+
+    @Test
+    void aClaimThatNobodyHeardOfIsGivenBack() throws Exception {
+        unheard.set(1);
+        var run = client.once("k").runAsync(String.class, claim -> "no");
+        BeginRequest first = begins.take();
+        assertTrue(run.cancel(true));
+        BeginRequest second = begins.take();
+        assertEquals(first.getRequestId(), second.getRequestId());
+        assertEquals(false, second.hasWait());
+        ReleaseRequest release = releases.take();
+        assertEquals(17, release.getFencingToken());
+        assertEquals(Disposition.DISPOSITION_RETRY, release.getDisposition());
+    }
+
+    @Test
+    void whoFailedOpenGivesNothingBackSinceItsWorkRuns() {
+        unheard.set(100);
+        Done<String> open = client.once("k")
+                .failOpenAfter(Duration.ofMillis(300))
+                .run(String.class, claim -> "open " + claim.isProtected());
+        assertEquals("open false", open.value());
+        assertEquals(Duration.ZERO, Duration.ofNanos(Wire.nanos(begins.remove().getWait())));
+        client.close(Duration.ofSeconds(5));
+        assertTrue(releases.isEmpty());
+    }
+
+    @Test
+    void aCompleteIsRepeatedAndNothingIsReleased() {
+        brokenCompletes.set(2);
+        assertTrue(client.once("k").run(String.class, claim -> "done").ranHere());
+        assertEquals(3, completes.get());
+        assertTrue(releases.isEmpty());
+    }
+
+    @Test
+    void anOutcomeThatIsRefusedIsTheCallersAndNothingIsReleased() {
+        refuseCompletes = Status.Code.RESOURCE_EXHAUSTED;
+        NotStoredException unknown =
+                assertThrows(NotStoredException.class, () -> client.once("k").run(String.class, claim -> "done"));
+        assertEquals("done", unknown.value());
+        assertEquals("\"done\"", unknown.outcome().getResponse().toStringUtf8());
+        assertEquals("QUOTA_EXCEEDED", unknown.reason());
+        assertEquals(17, unknown.token());
+        assertTrue(releases.isEmpty());
+    }
+
+    @Test
+    void aLockThatCannotBeRenewedEndsAndItsOutcomeIsStoredAllTheSame() {
+        Done<Lost> done = client.once("k").interruptWhenLost(false).run(Codec.json(Lost.class), claim -> {
+            Lost lost = claim.whenLost().get();
+            assertSame(lost, claim.lost());
+            assertTrue(claim.lockLeft().isZero());
+            return lost;
+        });
+        assertEquals(Lost.LOCK_ENDED, done.value());
+        assertTrue(renews.get() > 0);
+        assertEquals(1, completes.get());
+    }
+
+    @Test
+    void theSignalComesWhenTheMachineSleptPastTheLock() {
+        var now = new AtomicLong();
+        try (Onced sleeper = Onced.builder("127.0.0.1:" + server.getPort())
+                .clock(now::get)
+                .build()) {
+            Done<Lost> done = sleeper.once("k").interruptWhenLost(false).run(Codec.json(Lost.class), claim -> {
+                assertEquals(Duration.ofSeconds(2), claim.lockLeft());
+                now.set(Duration.ofHours(1).toNanos());
+                return claim.whenLost().get();
+            });
+            assertEquals(Lost.LOCK_ENDED, done.value());
+        }
+    }
+}
