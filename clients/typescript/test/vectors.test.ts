@@ -3,8 +3,8 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { type DescMessage, fromJson, type JsonValue } from "@bufbuild/protobuf";
 import { codecs, fingerprint, UnfitError } from "onced";
-import * as service from "../build/generated/onced/v1/idempotency_service_pb.js";
-import * as record from "../build/generated/onced/v1/record_pb.js";
+import * as service from "onced/v1/idempotency_service";
+import * as record from "onced/v1/record";
 import { fingerprintOf, keyIn, scopedKey } from "../build/http/contract.js";
 import { canonicalRead, pointedAt, read } from "../build/json.js";
 
