@@ -132,6 +132,11 @@ export function adviceFor(text: string, overTls: boolean): string | undefined {
   return ADVICE.find(({ says, tls }) => (tls === undefined || tls === overTls) && says.test(text))?.advice;
 }
 
+/** Whether a connection that failed with this text has no address to go to. */
+export function isUnknownHost(text: string): boolean {
+  return /^(Name resolution failed|Failed to parse DNS address)|\bENOTFOUND\b/.test(text);
+}
+
 function readToken(file: string): string {
   return header(read(file).toString("utf8").trim(), file);
 }

@@ -4,7 +4,7 @@ import { create } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
 
 import { type Clock, type Moment, sleep } from "./clock.js";
-import { ClaimLostError, type Lost, type Rule } from "./errors.js";
+import { ClaimLostError, type Lost, type OfClaim, type Rule } from "./errors.js";
 import {
   IdempotencyService,
   ReleaseRequestSchema,
@@ -78,6 +78,7 @@ export interface Holding {
   readonly timeout: number;
   readonly namespace: string;
   readonly key: string;
+  readonly owner: string;
 }
 
 /** A claim that is held. Its renewals begin when it is made, and go on until `stop`. */
@@ -114,6 +115,10 @@ export class Held implements Claim {
     void this.#guard();
   }
 
+  get owner(): string {
+    return this.#holding.owner;
+  }
+
   get signal(): AbortSignal {
     return this.#lost.signal;
   }
@@ -128,7 +133,7 @@ export class Held implements Claim {
   }
 
   async saveCheckpoint(data: Uint8Array): Promise<void> {
-    if (this.lost === "taken_over" || this.lost === "given_back") throw new ClaimLostError(this.lost);
+    if (this.lost === "taken_over" || this.lost === "given_back") throw of(this, new ClaimLostError(this.lost));
     this.#sequence += 1n;
     const checkpoint = { sequence: this.#sequence, data };
     try {
@@ -221,8 +226,13 @@ export class Held implements Claim {
   #lose(why: Lost): void {
     if (this.#why === "taken_over") return;
     this.#why = why;
-    this.#lost.abort(new ClaimLostError(why));
+    this.#lost.abort(of(this, new ClaimLostError(why)));
   }
+}
+
+/** Adds to an error whose claim it is. */
+export function of<E extends OfClaim>({ owner, attempt, token }: Held, error: E): E {
+  return Object.assign(error, { owner, attempt, token });
 }
 
 /** The first `max` bytes of `text`, cut between characters. */

@@ -115,9 +115,24 @@ export class InDoubtError extends OncedError {
   }
 }
 
+/** What an error says of its claim. */
+export interface OfClaim {
+  owner: string;
+  attempt: number;
+  token: bigint;
+}
+
 /** The work failed, which is the `cause`, and its claim was given back. */
 export class FailedError extends OncedError {
   readonly code = "failed";
+  /** Who held the claim. */
+  owner = "";
+  /** The attempt that it was; 0 if it was not protected. */
+  attempt = 0;
+  /** Its fencing token; 0 if it was not protected. */
+  token = 0n;
+  /** How the claim was lost before the work failed, if it was. */
+  lost: Lost | undefined = undefined;
 
   constructor(
     cause: unknown,
@@ -144,6 +159,12 @@ const LOST: Record<Lost, string> = {
  */
 export class ClaimLostError extends OncedError {
   readonly code = "claim_lost";
+  /** Who held the claim. */
+  owner = "";
+  /** The attempt that it was; 0 if it was not protected. */
+  attempt = 0;
+  /** Its fencing token; 0 if it was not protected. */
+  token = 0n;
 
   constructor(
     /** How it was lost. */
@@ -160,6 +181,12 @@ export class ClaimLostError extends OncedError {
  */
 export class NotStoredError extends OncedError {
   readonly code = "not_stored";
+  /** Who held the claim. */
+  owner = "";
+  /** The attempt that it was; 0 if it was not protected. */
+  attempt = 0;
+  /** Its fencing token; 0 if it was not protected. */
+  token = 0n;
   declare readonly cause: CallError;
 
   constructor(
@@ -243,7 +270,11 @@ export class Failure extends Error {
   }
 }
 
-/** The text of whatever was thrown. */
+/** The text of whatever was thrown. Never fails. */
 export function messageOf(thrown: unknown): string {
-  return thrown instanceof Error ? thrown.message : String(thrown);
+  try {
+    return String(thrown instanceof Error ? thrown.message : thrown);
+  } catch {
+    return "what was thrown cannot be shown as text";
+  }
 }

@@ -5,7 +5,7 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { durationFromMs, timestampDate } from "@bufbuild/protobuf/wkt";
 import { status as Status } from "@grpc/grpc-js";
 
-import { ATTEMPT_TIME, type Claim, Held, unprotectedClaim } from "./claim.js";
+import { ATTEMPT_TIME, type Claim, Held, of, unprotectedClaim } from "./claim.js";
 import { type Clock, type Moment, sleep } from "./clock.js";
 import {
   CallError,
@@ -29,9 +29,15 @@ import {
   CompleteRequestSchema,
   IdempotencyService,
 } from "./generated/onced/v1/idempotency_service_pb.js";
-import { type Completed, OnLapse, type Outcome, OutcomeSchema } from "./generated/onced/v1/record_pb.js";
+import {
+  type Completed,
+  OnLapse,
+  type Outcome,
+  OutcomeSchema,
+  type Claim as WireClaim,
+} from "./generated/onced/v1/record_pb.js";
 import { type OutcomeCodec, outcomeOfError } from "./outcomes.js";
-import { CallFailed, type Transport } from "./transport.js";
+import { CallFailed, type Patience, type Transport } from "./transport.js";
 
 /** How long a duplicate waits for the outcome unless told otherwise, in milliseconds. */
 const DEFAULT_WAIT = 60_000;
@@ -109,8 +115,20 @@ export interface Host {
   failedOpen(): void;
 }
 
-/** Begun by a claim, by an outcome that is there already, or without any server. */
-type Begun = { claim: Held } | { completed: Completed } | "unprotected";
+/** Begun by a claim, or by an outcome that is there already. */
+type Answered = { claim: Held } | { completed: Completed };
+/** The same, or without any server. */
+type Begun = Answered | "unprotected";
+/** Somebody else is at it. */
+type Busy = { holder: { owner: string; attempt: number }; sent: Moment };
+
+/** The Begins of one run. */
+interface Beginning {
+  readonly request: BeginRequest;
+  readonly giveUp: AbortSignal;
+  /** One of them may have been given a claim that nobody has heard of. */
+  unsettled: boolean;
+}
 
 /** A function to be run once for a key. Made by `Client.once`; each `run` is an attempt of its own. */
 export class Once<C> {
@@ -160,19 +178,12 @@ export class Once<C> {
       try {
         value = await work(claim);
       } catch (error) {
-        if (error instanceof FinalError) return await this.#complete<T>(claim, outcomeOfError(error), error);
+        if (error instanceof FinalError) return await this.#complete<T>(claim, () => outcomeOfError(error), error);
         const [rule, cause] =
           error instanceof Failure ? [error.rule, error.cause] : [this.#options.onFailure ?? "retry", error];
         throw await giveBack(claim, rule, cause);
       }
-      let outcome: Outcome;
-      try {
-        outcome = this.#codec.outcomeOf(value);
-      } catch (error) {
-        // The work ran to its end, so whatever the rule for failures is, nobody may run it again unasked.
-        throw await giveBack(claim, "in_doubt", error);
-      }
-      return await this.#complete(claim, outcome, value);
+      return await this.#complete(claim, () => this.#codec.outcomeOf(value), value);
     } finally {
       claim.stop();
     }
@@ -191,46 +202,79 @@ export class Once<C> {
   async #begin(): Promise<Begun> {
     const { clock, closing, timeout } = this.#host;
     const { signal, onWait, failOpen, wait = DEFAULT_WAIT } = this.#options;
-    const request = this.#request();
-    const began = clock.now();
-    /** Whether no server has answered yet: who is known to hold the key is no outage. */
-    let first = true;
     const giveUp = new AbortController();
+    const beginning: Beginning = { request: this.#request(), giveUp: giveUp.signal, unsettled: false };
+    const began = clock.now();
     const unfollow = follow([signal, closing], giveUp);
+    const busyFor = async ({ holder, sent }: Busy, poll: number) => {
+      const early = Math.min(poll - clock.since(sent), EARLY_ANSWER_PAUSE);
+      await sleep(early, giveUp.signal);
+      if (clock.since(began) >= wait) throw new InProgressError(holder.owner, holder.attempt);
+    };
     try {
-      for (let longest = FIRST_POLL; ; longest = Math.min(longest * 2, LAST_POLL), first = false) {
-        const opens = first && failOpen !== undefined;
-        // A server that has its time must not be taken for one that does not answer.
-        const most = opens ? Math.min(longest, failOpen / 2) : longest;
-        const poll = Math.max(0, Math.min(most, wait - clock.since(began)));
-        request.wait = durationFromMs(Math.round(poll));
-        const total = opens ? failOpen : poll + timeout;
-        const patience = { total, attempt: poll + ATTEMPT_TIME, thorough: opens };
-        const { begin } = IdempotencyService.method;
-        const { message, sent } = await this.#host.transport.call("waiting", begin, request, patience, giveUp.signal);
-        const begun = this.#begun(request, message, sent, giveUp.signal);
-        if (begun) return begun;
-        const { owner, attempt } = message.result.value as { owner: string; attempt: bigint };
-        const early = Math.min(poll - clock.since(sent), EARLY_ANSWER_PAUSE);
-        await sleep(early, giveUp.signal);
-        if (clock.since(began) >= wait) throw new InProgressError(owner, Number(attempt));
-        onWait?.({ owner, attempt: Number(attempt) });
+      if (failOpen !== undefined) {
+        const begun = await this.#beginOrOpen(beginning, failOpen);
+        if (begun === "unprotected" || (begun && !("holder" in begun))) return begun;
+        if (begun) await busyFor(begun, 0);
+      }
+      for (let longest = FIRST_POLL; ; longest = Math.min(longest * 2, LAST_POLL)) {
+        const poll = Math.max(0, Math.min(longest, wait - clock.since(began)));
+        const patience = { total: poll + timeout, attempt: poll + ATTEMPT_TIME };
+        const begun = await this.#ask(beginning, poll, patience);
+        if (!("holder" in begun)) return begun;
+        await busyFor(begun, poll);
+        onWait?.(begun.holder);
       }
     } catch (error) {
       if (!(error instanceof CallFailed)) throw error;
-      return this.#notBegun(request, error, first);
+      if (beginning.unsettled) this.#host.keepFor(this.#askOnceMore(beginning.request));
+      throw error.error ? new NotBegunError(error.error) : this.#gaveUp();
     } finally {
       unfollow();
     }
   }
 
-  /** What a Begin came to; undefined while somebody else is at it. */
-  #begun(request: BeginRequest, { result }: BeginResponse, sent: Moment, giveUp: AbortSignal): Begun | undefined {
+  /**
+   * Begins without a wait, for as long as the caller bears silence: a server that waits for the holder must not be
+   * taken for one that does not answer. Undefined if a server is there, and could not do it in that time.
+   */
+  async #beginOrOpen(beginning: Beginning, failOpen: number): Promise<Begun | Busy | undefined> {
+    const { clock } = this.#host;
+    const began = clock.now();
+    try {
+      return await this.#ask(beginning, 0, { total: failOpen, attempt: ATTEMPT_TIME, thorough: true });
+    } catch (failed) {
+      if (!(failed instanceof CallFailed && failed.error?.unavailable)) throw failed;
+      const { aftermath } = failed;
+      if (!aftermath.outage) return undefined;
+      // It ends early where a server has asked for more time than there is.
+      await sleep(failOpen - clock.since(began), beginning.giveUp);
+      if (beginning.giveUp.aborted) throw new CallFailed(aftermath, undefined);
+      return "unprotected";
+    }
+  }
+
+  /** Begins once. */
+  async #ask(beginning: Beginning, poll: number, patience: Patience): Promise<Answered | Busy> {
+    const { request, giveUp } = beginning;
+    request.wait = durationFromMs(Math.round(poll));
+    try {
+      const { begin } = IdempotencyService.method;
+      const { message, sent } = await this.#host.transport.call("waiting", begin, request, patience, giveUp);
+      // What an earlier one was given would have been given again by this answer.
+      beginning.unsettled = false;
+      return this.#answered(request, message, sent, giveUp);
+    } catch (error) {
+      if (error instanceof CallFailed) beginning.unsettled ||= error.aftermath.unsettled;
+      throw error;
+    }
+  }
+
+  /** What a Begin came to. */
+  #answered(request: BeginRequest, { result }: BeginResponse, sent: Moment, giveUp: AbortSignal): Answered | Busy {
     switch (result.case) {
       case "claim": {
-        const { transport, clock, timeout } = this.#host;
-        const { namespace, key } = request;
-        const claim = new Held({ transport, clock, timeout, namespace, key }, result.value, sent);
+        const claim = this.#held(request, result.value, sent);
         if (!giveUp.aborted) return { claim };
         this.#host.keepFor(claim.release("retry", "its caller gave up"));
         throw this.#gaveUp();
@@ -241,18 +285,18 @@ export class Once<C> {
         const { owner, attempt, fencingToken, reason } = result.value;
         throw new InDoubtError(owner, Number(attempt), fencingToken, reason);
       }
-      case "inProgress":
-        return undefined;
+      case "inProgress": {
+        const { owner, attempt } = result.value;
+        return { holder: { owner, attempt: Number(attempt) }, sent };
+      }
       default:
         throw new NotBegunError(CallError.unknownAnswer("Begin"));
     }
   }
 
-  /** After a Begin that failed: fails open if that was asked for and is allowed. */
-  #notBegun(request: BeginRequest, { error, aftermath }: CallFailed, first: boolean): Begun {
-    if (error && first && aftermath.outage && this.#options.failOpen !== undefined) return "unprotected";
-    if (aftermath.unsettled) this.#host.keepFor(this.#askOnceMore(request));
-    throw error ? new NotBegunError(error) : this.#gaveUp();
+  #held({ namespace, key, owner }: BeginRequest, claim: WireClaim, sent: Moment): Held {
+    const { transport, clock, timeout } = this.#host;
+    return new Held({ transport, clock, timeout, namespace, key, owner }, claim, sent);
   }
 
   #gaveUp(): unknown {
@@ -264,14 +308,12 @@ export class Once<C> {
 
   /** A Begin that nobody heard of may have been given a claim. Nothing has run under it: it is given back. */
   async #askOnceMore(request: BeginRequest): Promise<void> {
-    const { transport, clock, timeout } = this.#host;
-    const { namespace, key } = request;
     const patience = { total: ATTEMPT_TIME, attempt: ATTEMPT_TIME };
     const { begin } = IdempotencyService.method;
     const asked = create(BeginRequestSchema, { ...request, wait: durationFromMs(0) });
-    const { message, sent } = await transport.call("waiting", begin, asked, patience);
+    const { message, sent } = await this.#host.transport.call("waiting", begin, asked, patience);
     if (message.result.case !== "claim") return;
-    const claim = new Held({ transport, clock, timeout, namespace, key }, message.result.value, sent);
+    const claim = this.#held(request, message.result.value, sent);
     await claim.release("retry", "its caller gave up before it heard of it");
   }
 
@@ -288,22 +330,23 @@ export class Once<C> {
         throw error;
       }
       const rule = error instanceof Failure ? error.rule : (this.#options.onFailure ?? "retry");
-      throw new FailedError(error instanceof Failure ? error.cause : error, rule, false);
+      const failed = new FailedError(error instanceof Failure ? error.cause : error, rule, false);
+      throw Object.assign(failed, { owner: this.#options.owner ?? this.#host.owner });
     }
   }
 
-  /** Stores the outcome, with `result` for the caller. From here on the claim is never given back. */
-  async #complete<T>(claim: Held, outcome: Outcome, result: T | FinalError): Promise<Completion<T>> {
+  /** Stores the outcome, with `result` for the caller. Once it is sent the claim is never given back. */
+  async #complete<T>(claim: Held, outcomeOf: () => Outcome, result: T | FinalError): Promise<Completion<T>> {
     const cause = result instanceof FinalError ? result : undefined;
-    const size = toBinary(OutcomeSchema, outcome).length;
-    if (size > claim.maxOutcomeBytes) {
-      const error = new Error(
-        `the outcome takes ${size} bytes encoded, and the server stores at most ${claim.maxOutcomeBytes}`,
-        { cause },
-      );
+    let outcome: Outcome;
+    try {
+      outcome = outcomeOf();
+      assertFits(outcome, claim.maxOutcomeBytes, cause);
+    } catch (error) {
+      // The work ran to its end, so whatever the rule for failures is, nobody may run it again unasked.
       throw await giveBack(claim, "in_doubt", error);
     }
-    if (claim.lost === "taken_over") throw new ClaimLostError("taken_over", cause);
+    if (claim.lost === "taken_over") throw of(claim, new ClaimLostError("taken_over", cause));
     const { namespace = "default" } = this.#options;
     const request = create(CompleteRequestSchema, { namespace, key: this.#key, fencingToken: claim.token, outcome });
     // Work that is done is worth trying for as long as the lock would have lived.
@@ -315,9 +358,9 @@ export class Once<C> {
     } catch (error) {
       const failed = error instanceof CallFailed ? error.error : undefined;
       if (!failed) throw error;
-      throw failed.claimLost ? new ClaimLostError("taken_over", cause) : new NotStoredError(failed, result);
+      throw of(claim, failed.claimLost ? new ClaimLostError("taken_over", cause) : new NotStoredError(failed, result));
     }
-    if (!completed) throw new NotStoredError(CallError.unknownAnswer("Complete"), result);
+    if (!completed) throw of(claim, new NotStoredError(CallError.unknownAnswer("Complete"), result));
     if (!(result instanceof FinalError)) return completion(completed, result, true);
     tell(result, completed);
     result.ranHere = true;
@@ -348,15 +391,22 @@ function tell(error: FinalError | UnreadableError, { owner, attempt, fencingToke
 /** Gives the claim back by `rule`, because of `cause`: the error to throw. */
 async function giveBack(claim: Held, rule: Rule, cause: unknown): Promise<ClaimLostError | FailedError> {
   const { lost } = claim;
-  if (lost === "taken_over") return new ClaimLostError(lost, cause);
+  if (lost === "taken_over") return of(claim, new ClaimLostError(lost, cause));
   try {
     await claim.release(rule, messageOf(cause));
-    return new FailedError(cause, rule, true);
+    return of(claim, Object.assign(new FailedError(cause, rule, true), { lost }));
   } catch (error) {
     const failed = error instanceof CallFailed ? error.error : undefined;
-    if (failed?.claimLost) return new ClaimLostError(lost ?? "taken_over", cause);
-    return new FailedError(cause, rule, false, failed);
+    if (failed?.claimLost) return of(claim, new ClaimLostError(lost ?? "taken_over", cause));
+    return of(claim, Object.assign(new FailedError(cause, rule, false, failed), { lost }));
   }
+}
+
+/** Fails if the outcome cannot be encoded, or takes more than `max` bytes. */
+function assertFits(outcome: Outcome, max: number, cause: unknown): void {
+  const size = toBinary(OutcomeSchema, outcome).length;
+  if (size <= max) return;
+  throw new Error(`the outcome takes ${size} bytes encoded, and the server stores at most ${max}`, { cause });
 }
 
 function completion<T>(completed: Completed, value: T, ranHere: boolean): Completion<T> {

@@ -1,5 +1,6 @@
 /** How values become outcomes, and outcomes values. */
 
+import { types } from "node:util";
 import { create } from "@bufbuild/protobuf";
 
 import type { Codec } from "./codecs.js";
@@ -14,11 +15,12 @@ export interface OutcomeCodec<T> {
 
 export function outcomesBy<T>(codec: Codec<T>): OutcomeCodec<T> {
   return {
-    outcomeOf: (value) =>
-      create(OutcomeSchema, {
-        result: { case: "response", value: codec.encode(value) },
-        contentType: codec.contentType,
-      }),
+    outcomeOf(value) {
+      const encoded: unknown = codec.encode(value);
+      if (!types.isUint8Array(encoded))
+        throw new TypeError(`the codec of ${codec.contentType} encoded to no Uint8Array`);
+      return create(OutcomeSchema, { result: { case: "response", value: encoded }, contentType: codec.contentType });
+    },
     valueOf(outcome) {
       const response = responseOf(outcome);
       if (outcome.contentType !== "" && outcome.contentType !== codec.contentType) {

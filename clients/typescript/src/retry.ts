@@ -26,6 +26,8 @@ export interface Refusal {
   readonly message: string;
   /** The values that belong to the reason. */
   readonly metadata: Readonly<Record<string, string>>;
+  /** Somebody said this, who is not onced: it is not what a broken connection comes as. */
+  readonly foreign: boolean;
   /** The server asked for this much time; `"never"` if it forbids to ask again. */
   readonly pushback: number | "never";
 }
@@ -41,6 +43,7 @@ export function refusalOf(error: ServiceError): Refusal {
     reason: info?.reason,
     message: error.details || `status ${Status[error.code] ?? error.code}`,
     metadata: info?.metadata ?? {},
+    foreign: info === undefined && isSaid(error),
     pushback: asked === undefined ? retryDelay(details) : pushback(asked.toString()),
   };
 }
@@ -60,6 +63,13 @@ export function worthRepeating(refusal: Refusal): boolean {
     default:
       return refusal.reason === undefined && refusal.message.includes("Received RST_STREAM");
   }
+}
+
+/** Whether CANCELLED or UNKNOWN was sent so, and is not the connection's own word for its end. */
+function isSaid({ code, details, metadata }: ServiceError): boolean {
+  if (code !== Status.CANCELLED && code !== Status.UNKNOWN) return false;
+  const own = /^(Call cancelled|Cancelled on client|No status information received)$/;
+  return !own.test(details) || Object.keys(metadata.getMap()).length > 0;
 }
 
 /**

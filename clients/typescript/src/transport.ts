@@ -12,7 +12,7 @@ import {
   status as Status,
 } from "@grpc/grpc-js";
 
-import { type Access, adviceFor, Bearer, isLoopback, tlsCredentials } from "./access.js";
+import { type Access, adviceFor, Bearer, isLoopback, isUnknownHost, tlsCredentials } from "./access.js";
 import { type Clock, type Moment, sleep } from "./clock.js";
 import { CallError, InvalidError } from "./errors.js";
 import { pause, type Refusal, refusalOf, worthRepeating } from "./retry.js";
@@ -87,6 +87,8 @@ class Trial {
   pushback = 0;
   /** A server answered with something else than UNAVAILABLE. */
   answered = false;
+  /** No server was ever reached, and one has a name that nobody knows: more likely a wrong address than an outage. */
+  astray = false;
   /** What the last server said that said anything: it tells more than that the time was up. */
   said: Refusal | undefined;
 
@@ -97,7 +99,7 @@ class Trial {
   ) {}
 
   fail(error: CallError | undefined, mistaken = false): CallFailed {
-    const outage = error?.unavailable === true && !this.answered && !mistaken;
+    const outage = error?.unavailable === true && !this.answered && !this.astray && !mistaken;
     return new CallFailed({ unsettled: this.unsettled, outage }, error);
   }
 }
@@ -180,6 +182,8 @@ export class Transport {
       trial.unsettled ||= refusal.metadata["write"] === "unknown";
     } else {
       if (advice) this.#mistake = refusal;
+      trial.answered ||= refusal.foreign;
+      trial.astray ||= !this.#reached && isUnknownHost(bare.message);
       trial.unsettled ||= !unsent && !isUnconnected(bare);
     }
     return refusal;
@@ -199,9 +203,11 @@ export class Transport {
     // If another call has moved on already, its choice stands.
     if (this.#current === index) this.#current = (index + 1) % count;
     const wait = pause(trial.attempts, count, trial.pushback);
+    // There is no doubt about the set-up where a server has asked for time.
+    const doubtful = this.#isThorough(trial) && trial.pushback === 0 && trial.attempts < THOROUGH_ROUNDS * count;
     if (trial.attempts % count === 0) trial.pushback = 0;
     const left = this.#left(trial);
-    if (wait >= left && !(this.#isThorough(trial) && trial.attempts < THOROUGH_ROUNDS * count)) {
+    if (wait >= left && !doubtful) {
       throw trial.fail(mistake && !this.#reached ? refused(mistake) : this.#outOfTime(trial, refusal), !!mistake);
     }
     await sleep(wait, trial.signal);
@@ -367,7 +373,7 @@ function plain(message: string): string {
 }
 
 function silence(message: string): Refusal {
-  return { status: Status.UNAVAILABLE, reason: undefined, message, metadata: {}, pushback: 0 };
+  return { status: Status.UNAVAILABLE, reason: undefined, message, metadata: {}, foreign: false, pushback: 0 };
 }
 
 function refused(refusal: Refusal): CallError {

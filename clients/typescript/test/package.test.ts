@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -26,6 +26,33 @@ test("the example of the README runs", async (t) => {
   assert.equal(said, "charged under bigint run here: true\n");
   const again = execFileSync(process.execPath, [file], { encoding: "utf8" });
   assert.equal(again, "charged under bigint run here: false\n");
+});
+
+test("the examples of the README compile", (t) => {
+  const readme = readFileSync(join(root, "README.md"), "utf8");
+  const examples = [...readme.matchAll(/```ts\n(.*?)```/gs)].map(([, example = ""]) => example);
+  assert.equal(examples.length, 5);
+  // In here the package is found by its own name.
+  const dir = mkdtempSync(join(root, "build-test", "readme-"));
+  t.after(() => rmSync(dir, { recursive: true }));
+  const given = {
+    client: 'import("onced").Client',
+    app: 'import("fastify").FastifyInstance',
+    error: "unknown",
+    charge: "(token: bigint) => { id: string }",
+  };
+  const files = examples.map((example, index) => {
+    const missing = Object.entries(given).filter(([name]) => !example.includes(`const ${name} =`));
+    const declared = missing.map(([name, type]) => `declare const ${name}: ${type};\n`);
+    if (!example.includes("import { Client }")) declared.push('import { Client } from "onced";\n');
+    const file = join(dir, `${index}.ts`);
+    writeFileSync(file, `${declared.join("")}${example}`);
+    return file;
+  });
+  const config = { extends: "../../tsconfig.json", compilerOptions: { noEmit: true, noUnusedLocals: false }, files };
+  writeFileSync(join(dir, "tsconfig.json"), JSON.stringify(config));
+  const { stdout, status } = spawnSync("npx", ["tsc", "--project", dir], { cwd: root, encoding: "utf8" });
+  assert.equal(status, 0, stdout);
 });
 
 test("CommonJS has the same classes", () => {

@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
 import { type TestContext, test } from "node:test";
+import { fromBinary } from "@bufbuild/protobuf";
 import {
   type Claim,
   ClaimLostError,
   Client,
   type ClientOptions,
   Clock,
+  type Codec,
   codecs,
   FailedError,
   Failure,
@@ -17,6 +19,7 @@ import {
   NotStoredError,
   UnreadableError,
 } from "onced";
+import { BeginRequestSchema } from "../build/generated/onced/v1/idempotency_service_pb.js";
 import { gate, Relay, Server, until } from "./support.js";
 
 function connect(test: TestContext, servers: string, options: ClientOptions = {}): Client {
@@ -145,6 +148,75 @@ test("what cannot be stored leaves the key in doubt, whatever the rule", async (
   );
 });
 
+test("an outcome that cannot be encoded leaves the key in doubt, and a value and a final error are alike", async (t) => {
+  const client = await one(t);
+  for (const [key, encoded] of Object.entries({
+    text: "text",
+    promise: Promise.resolve(),
+    words: new Uint16Array(2),
+  })) {
+    const codec = { ...codecs.bytes, encode: () => encoded } as unknown as Codec<Uint8Array>;
+    const unfit = await failure(
+      client.once(key, { codec }).run(() => new Uint8Array()),
+      FailedError,
+    );
+    assert.deepEqual([unfit.rule, unfit.released], ["in_doubt", true]);
+  }
+  const malformed = new FinalError(9, "no funds", [{ typeUrl: "a", value: 5 } as never]);
+  const final = await failure(
+    client.once("final").run(() => Promise.reject(malformed)),
+    FailedError,
+  );
+  assert.deepEqual([final.rule, final.released], ["in_doubt", true]);
+  await failure(
+    client.once("final").run(() => 1),
+    InDoubtError,
+  );
+});
+
+test("work may throw what cannot be shown", async (t) => {
+  const client = await one(t);
+  const unreadable = Object.defineProperty(new Error(), "message", {
+    get() {
+      throw new Error("no");
+    },
+  });
+  for (const [key, thrown] of Object.entries({
+    bare: Object.create(null),
+    unreadable,
+    number: Object.assign(new Error(), { message: 5 }),
+  })) {
+    const error = await failure(
+      client.once(key).run(() => Promise.reject(thrown)),
+      FailedError,
+    );
+    assert.deepEqual([error.cause, error.released], [thrown, true]);
+  }
+});
+
+test("errors of work tell whose claim it was", async (t) => {
+  const { relay, client } = await relayed(t, { timeout: 500, owner: "me" });
+  let token = 0n;
+  const keep = (claim: Claim) => {
+    token = claim.token;
+    return 1;
+  };
+  const failed = await failure(
+    client.once("failed").run((claim) => Promise.reject(new Error(`${keep(claim)}`))),
+    FailedError,
+  );
+  assert.deepEqual([failed.owner, failed.attempt, failed.token, failed.lost], ["me", 1, token, undefined]);
+  relay.fate = (method) => (method === "Complete" ? { code: 14 } : "pass");
+  const unknown = await failure(client.once("unknown", { lockTtl: 2_000 }).run(keep), NotStoredError);
+  assert.deepEqual([unknown.owner, unknown.attempt, unknown.token], ["me", 1, token]);
+  await relay.behind.kill();
+  const open = await failure(
+    client.once("open", { failOpen: 100 }).run(() => Promise.reject(new Error("boom"))),
+    FailedError,
+  );
+  assert.deepEqual([open.owner, open.attempt, open.token], ["me", 0, 0n]);
+});
+
 test("values come back as they were, and are read by their own codec alone", async (t) => {
   const client = await one(t);
   const bytes = new Uint8Array([0, 255, 128]);
@@ -234,6 +306,7 @@ test("a claim is renewed, and one that was taken over sends nothing", async (t) 
   assert.equal(other.value, 2);
   const error = await failure(run, ClaimLostError);
   assert.equal(error.lost, "taken_over");
+  assert.deepEqual([error.attempt, error.token > 0n && error.token < other.token, error.owner !== ""], [1, true, true]);
   assert.deepEqual([relay.count("Complete"), relay.count("Release")], [0, 0]);
 });
 
@@ -374,11 +447,49 @@ test("a key that is known to be held is no outage when its server is gone later"
   await begun.promise;
   const run = client.once("k", { failOpen: 30_000, wait: Number.POSITIVE_INFINITY }).run(() => assert.fail("it ran"));
   await until(() => relay.count("Begin") === 2, "it has been told who holds the key");
+  // Who waits for the holder is not silent: as long as it may come to that, nobody is asked to wait.
+  const [first, second] = relay.requests.map((request) => fromBinary(BeginRequestSchema, request));
+  assert.deepEqual([first?.wait?.seconds, first?.wait?.nanos, second?.wait?.seconds], [0n, 0, 1n]);
   relay.fate = () => ({ code: 14 });
   await failure(run, NotBegunError);
   assert.equal(client.unprotected, 0);
   release.open();
   await held;
+});
+
+test("nothing runs without a claim before its time, whatever servers ask for", async (t) => {
+  const { relay, client } = await relayed(t);
+  relay.fate = () => ({ code: 14, pushback: "3600000" });
+  const began = performance.now();
+  const done = await client.once("k", { failOpen: 700 }).run(() => performance.now() - began);
+  assert.equal(done.protected, false);
+  assert.ok(done.value >= 699, `${done.value}`);
+  const giveUp = new AbortController();
+  const run = client.once("k", { failOpen: 1_000, signal: giveUp.signal }).run(() => assert.fail("it ran"));
+  await until(() => relay.count("Begin") === 2, "it has asked");
+  giveUp.abort(new Error("enough"));
+  assert.equal((await failure(run, Error)).message, "enough");
+  assert.equal(await client.close(), true);
+  assert.equal(client.unprotected, 1);
+});
+
+test("a server that has said more than UNAVAILABLE is no outage, and is asked as long as without failing open", async (t) => {
+  const { relay, client } = await relayed(t);
+  for (const [code, key] of [
+    [1, "cancelled"],
+    [2, "unknown"],
+  ] as const) {
+    const began = performance.now();
+    let first = true;
+    relay.fate = () => {
+      if (performance.now() - began > 900) return "pass";
+      const fate = { code: first ? code : 14 };
+      first = false;
+      return fate;
+    };
+    assert.equal((await client.once(key, { failOpen: 300 }).run(() => 1)).protected, true);
+  }
+  assert.equal(client.unprotected, 0);
 });
 
 test("a client is closed at the end of its block", async (t) => {

@@ -88,13 +88,17 @@ export type Fate = "pass" | "lose" | "hold" | { code: number; pushback?: string 
 export class Relay {
   /** The calls that came, by method. */
   readonly seen: string[] = [];
+  /** What they said. */
+  readonly requests: Buffer[] = [];
   /** What befalls a call. */
   fate: (method: string) => Fate = () => "pass";
   readonly #server = new grpc.Server();
   address = "";
 
+  private constructor(readonly behind: Server) {}
+
   static async start(test: TestContext, behind: Server): Promise<Relay> {
-    const relay = new Relay();
+    const relay = new Relay(behind);
     const real = new grpc.Client(behind.address, grpc.credentials.createInsecure());
     const bytes = (message: Buffer) => message;
     const method = (name: string) => ({
@@ -129,6 +133,7 @@ export class Relay {
   #handler(real: grpc.Client, name: string): grpc.handleUnaryCall<Buffer, Buffer> {
     return (call, answer) => {
       this.seen.push(name);
+      this.requests.push(call.request);
       const fate = this.fate(name);
       if (typeof fate === "object") {
         const trailers = new grpc.Metadata();

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import dns from "node:dns";
 import { once } from "node:events";
 import { writeFileSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
@@ -236,6 +237,16 @@ test("what comes to be set up wrong is no outage either", async (t) => {
   );
   const error = await refusal(client, 1_000);
   assert.match(error.message, /https:/);
+  assert.equal(client.unprotected, 0);
+});
+
+test("a name that nobody knows is no outage", async (t) => {
+  t.mock.method(dns.promises, "lookup", () =>
+    Promise.reject(Object.assign(new Error("getaddrinfo ENOTFOUND"), { code: "ENOTFOUND" })),
+  );
+  const client = connect(t, "onced.invalid:7411", { timeout: 300 });
+  const error = await refusal(client, 300);
+  assert.match(error.message, /Name resolution failed/);
   assert.equal(client.unprotected, 0);
 });
 
