@@ -3,7 +3,6 @@ package dev.onced.client;
 import dev.onced.v1.BeginRequest;
 import dev.onced.v1.BeginResponse;
 import dev.onced.v1.IdempotencyServiceGrpc;
-import io.grpc.Status;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
@@ -73,7 +72,7 @@ final class Beginning {
     /** Does nothing if it is over by now. */
     void giveUp(String why, Throwable cause) {
         if (stop()) {
-            result.completeExceptionally(new NotBegunException(why, cause));
+            result.completeExceptionally(NotBegunException.givenUp(why, cause));
         }
     }
 
@@ -127,8 +126,7 @@ final class Beginning {
     /** An attempt failed. */
     private void failed(Refusal refusal, boolean setUpWrong) {
         synchronized (this) {
-            boolean answered = refusal.reason() != null && refusal.code() != Status.Code.UNAVAILABLE;
-            noOutage |= answered || setUpWrong;
+            noOutage |= refusal.isAnswer() || setUpWrong;
             met = true;
         }
         if (failOpenAfter >= 0 && client.transport.clock.nanos() - started >= failOpenAfter) {
@@ -182,7 +180,7 @@ final class Beginning {
             result.completeExceptionally(new NotBegunException(refusal));
         } else {
             client.findAndGiveBack(request);
-            result.completeExceptionally(new NotBegunException("the key could not be claimed: " + error, error));
+            result.completeExceptionally(NotBegunException.failed("the key could not be claimed: " + error, error));
         }
     }
 

@@ -152,6 +152,8 @@ final class Call<Q, A> {
             if (status.getCode() == Status.Code.UNAUTHENTICATED && token != null) {
                 transport.reached();
                 if (transport.bearer.renew(token, transport.clock.nanos())) {
+                    // It is an answer, whatever becomes of the next attempt.
+                    watcher.failed(Refusal.of(status, trailers), false);
                     // A file is changed a few times at most, so nobody goes round here for long.
                     attempt();
                     return;
@@ -182,11 +184,11 @@ final class Call<Q, A> {
         }
         // A client that was answered before sits it out: certificates are renewed, servers replaced.
         if (remedy != null && attempts >= transport.servers() && !transport.isReached()) {
-            result.completeExceptionally(CallException.refused(told, true));
+            result.completeExceptionally(CallException.refused(told, true, mayBeDone));
             return;
         }
         if (advice.isEmpty()) {
-            result.completeExceptionally(CallException.refused(told, false));
+            result.completeExceptionally(CallException.refused(told, false, mayBeDone));
             return;
         }
         transport.moveOn(index);

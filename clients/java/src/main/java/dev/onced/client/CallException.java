@@ -25,14 +25,15 @@ public final class CallException extends OncedException {
         this.mayBeDone = mayBeDone;
     }
 
-    static CallException refused(Refusal refusal, boolean setUpWrong) {
-        return new CallException(refusal.toString(), refusal, false, setUpWrong, false);
+    /** Whether an earlier attempt may have been carried out is not answered by a refusal of the last one. */
+    static CallException refused(Refusal refusal, boolean setUpWrong, boolean mayBeDone) {
+        return new CallException(refusal.toString(), refusal, false, setUpWrong, mayBeDone);
     }
 
     static CallException answerUnknown(String call) {
         String message = "the server's answer to " + call
                 + " holds nothing known here; is the server newer than this client?";
-        return refused(new Refusal(Status.Code.INTERNAL, null, message, null, true), false);
+        return refused(new Refusal(Status.Code.INTERNAL, null, message, null, true), false, true);
     }
 
     @Override

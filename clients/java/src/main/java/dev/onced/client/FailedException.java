@@ -40,7 +40,14 @@ public final class FailedException extends OncedException {
 
     /** What a throwable says, or else what it is. */
     static String text(Throwable thrown) {
-        return thrown.getMessage() == null ? thrown.getClass().getName() : thrown.getMessage();
+        String message;
+        try {
+            message = thrown.getMessage();
+        } catch (Throwable broken) {
+            // A claim is given back whatever its work threw.
+            message = null;
+        }
+        return message == null ? thrown.getClass().getName() : message;
     }
 
     @Override

@@ -1,7 +1,7 @@
 package dev.onced.client;
 
+import java.time.Instant;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.LongSupplier;
 
 /**
@@ -15,17 +15,32 @@ interface HolderClock {
 
     /** The system's. Java has no clock that counts the time suspended, so wall time stands in for it. */
     static HolderClock system() {
-        return larger(System::nanoTime, () -> TimeUnit.MILLISECONDS.toNanos(System.currentTimeMillis()));
+        // Not in milliseconds: what they are rounded by would add up from reading to reading.
+        return larger(System::nanoTime, () -> {
+            Instant now = Instant.now();
+            return TimeUnit.SECONDS.toNanos(now.getEpochSecond()) + now.getNano();
+        });
     }
 
-    /** The larger of two elapsed times. Wall time may be set back, and time that goes back would lengthen locks. */
+    /**
+     * The larger of two elapsed times, from reading to reading. Wall time may be set, forward and back: what it was set
+     * forward by is counted once, and what it was set back by is not made up for, which would make the clock stand still.
+     */
     static HolderClock larger(LongSupplier monotonic, LongSupplier wall) {
-        long monotonicStart = monotonic.getAsLong();
-        long wallStart = wall.getAsLong();
-        var latest = new AtomicLong();
-        return () -> {
-            long elapsed = Math.max(monotonic.getAsLong() - monotonicStart, wall.getAsLong() - wallStart);
-            return latest.accumulateAndGet(elapsed, Math::max);
+        return new HolderClock() {
+            private long lastMonotonic = monotonic.getAsLong();
+            private long lastWall = wall.getAsLong();
+            private long total;
+
+            @Override
+            public synchronized long nanos() {
+                long monotonicNow = monotonic.getAsLong();
+                long wallNow = wall.getAsLong();
+                total += Math.max(0, Math.max(monotonicNow - lastMonotonic, wallNow - lastWall));
+                lastMonotonic = monotonicNow;
+                lastWall = wallNow;
+                return total;
+            }
         };
     }
 }

@@ -200,7 +200,7 @@ public final class Onced implements AutoCloseable {
     /** Keeps the connections for a run until it leaves. */
     synchronized void enter() {
         if (closed) {
-            throw new NotBegunException("the client is closed", null);
+            throw NotBegunException.givenUp("the client is closed", null);
         }
         active++;
     }

@@ -8,15 +8,23 @@ import java.nio.file.Path;
 
 /** Who asks, when nobody says. */
 final class Owner {
+    private static final int LONGEST = 64;
+
     private Owner() {}
 
     /** User, host and process id, such as {@code deploy@web-3:4711}. */
     static String standard() {
-        String owner = System.getProperty("user.name", "") + "@" + host() + ":" + ProcessHandle.current().pid();
-        return owner.codePoints()
+        return of(System.getProperty("user.name", "") + "@" + host(), ProcessHandle.current().pid());
+    }
+
+    /** A long name is cut, and the process id is not: it tells the processes of a host apart. */
+    static String of(String where, long pid) {
+        String process = ":" + pid;
+        return where.codePoints()
                 .filter(c -> !Character.isISOControl(c))
-                .limit(64)
+                .limit(LONGEST - process.length())
                 .collect(StringBuilder::new, StringBuilder::appendCodePoint, StringBuilder::append)
+                .append(process)
                 .toString();
     }
 

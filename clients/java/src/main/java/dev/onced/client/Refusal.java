@@ -34,6 +34,18 @@ record Refusal(Status.Code code, String reason, String message, Throwable cause,
         return new Refusal(status.getCode(), reason, text(status), status.getCause(), mayBeDone);
     }
 
+    /**
+     * Whether somebody was there and did not just say that the service is unavailable. Without a reason it may be from a
+     * proxy in between; a broken connection, and an attempt that took too long, are no answers.
+     */
+    boolean isAnswer() {
+        return switch (code) {
+            case UNAVAILABLE -> false;
+            case DEADLINE_EXCEEDED -> reason != null;
+            default -> reason != null || !Retry.isBroken(cause, message);
+        };
+    }
+
     /** Whether nothing was sent at all. */
     private static boolean isUnconnected(Throwable cause) {
         for (Throwable any = cause; any != null; any = any.getCause()) {

@@ -42,14 +42,13 @@ final class Retry {
             case UNAVAILABLE, DEADLINE_EXCEEDED -> true;
             // Broken connections come as these codes, without a reason of the server's.
             case CANCELLED, UNKNOWN -> !byTheServer;
-            default -> !byTheServer && isBroken(status);
+            default -> !byTheServer && isBroken(status.getCause(), String.valueOf(status.getDescription()));
         };
     }
 
     /** Whether grpc made up the status for a stream that was reset, or a connection that broke in a message. */
-    private static boolean isBroken(Status status) {
-        String text = String.valueOf(status.getDescription());
-        return status.getCause() != null
+    static boolean isBroken(Throwable cause, String text) {
+        return cause != null
                 || text.contains("HTTP/2 error code")
                 || text.contains("end-of-stream mid-frame")
                 || text.contains("unexpected EOS");

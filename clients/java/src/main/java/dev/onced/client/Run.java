@@ -78,7 +78,7 @@ final class Run<T> {
         }
         if (result.isDone()) {
             giveBack(begun);
-            throw new NotBegunException("the caller gave up", null);
+            throw NotBegunException.givenUp("the caller gave up", null);
         }
         Held held = hold(begun);
         var ended = new CompletableFuture<Ended<T>>();
@@ -94,10 +94,17 @@ final class Run<T> {
 
     /** A stage that was cancelled does not say whether what it stood for has stopped. */
     static <T> AsyncWork<T> inDoubtIfCancelled(AsyncWork<T> work) {
-        return claim -> work.start(claim).exceptionally(error -> {
-            Throwable cause = Futures.unwrapped(error);
-            throw cause instanceof CancellationException ? Failure.inDoubt(cause) : new CompletionException(cause);
-        });
+        return claim -> {
+            CompletionStage<T> stage = work.start(claim);
+            if (stage == null) {
+                // What it has begun cannot be heard of.
+                throw Failure.inDoubt(new NullPointerException("the work returned no stage"));
+            }
+            return stage.exceptionally(error -> {
+                Throwable cause = Futures.unwrapped(error);
+                throw cause instanceof CancellationException ? Failure.inDoubt(cause) : new CompletionException(cause);
+            });
+        };
     }
 
     /** Work that blocks, in a thread of the client's executor. */
@@ -129,7 +136,7 @@ final class Run<T> {
             beginning.giveUp("interrupted before the work began", interrupted);
             // A claim may have come at the same moment.
             begun.thenAccept(this::giveBack);
-            throw new NotBegunException("interrupted before the work began", interrupted);
+            throw NotBegunException.givenUp("interrupted before the work began", interrupted);
         }
     }
 

@@ -114,7 +114,9 @@ class ClientTest {
             });
             started.await();
             assertFalse(client.close(Duration.ZERO));
-            assertThrows(NotBegunException.class, () -> client.once("other").run(String.class, claim -> "no"));
+            NotBegunException closed = assertThrows(
+                    NotBegunException.class, () -> client.once("other").run(String.class, claim -> "no"));
+            assertTrue(closed.isUnavailable());
             go.countDown();
             assertTrue(client.close(Duration.ofSeconds(30)));
             assertEquals("done", run.get().value());
@@ -138,6 +140,7 @@ class ClientTest {
             assertTrue(client.close(Duration.ofSeconds(30)));
             ExecutionException ended = assertThrows(ExecutionException.class, waits::get);
             assertTrue(ended.getCause().getMessage().contains("closed"), ended::toString);
+            assertTrue(((NotBegunException) ended.getCause()).isUnavailable());
             go.countDown();
             assertEquals("done", held.get().value());
         }

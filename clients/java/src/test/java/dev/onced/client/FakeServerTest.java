@@ -1,6 +1,7 @@
 package dev.onced.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -24,15 +25,22 @@ import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
 import java.net.InetSocketAddress;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
+import java.util.Queue;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Supplier;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.io.TempDir;
 
 /** A server that loses answers, over a real socket. */
 @Timeout(60)
@@ -43,6 +51,8 @@ class FakeServerTest {
     private final AtomicInteger renews = new AtomicInteger();
     /** How many Begins are never answered. */
     private final AtomicInteger unheard = new AtomicInteger();
+    /** How the next Begins are refused. */
+    private final Queue<Supplier<RuntimeException>> refusals = new ConcurrentLinkedQueue<>();
     /** How many Completes end as if the connection broke. */
     private final AtomicInteger brokenCompletes = new AtomicInteger();
 
@@ -80,6 +90,11 @@ class FakeServerTest {
         @Override
         public void begin(BeginRequest request, StreamObserver<BeginResponse> answer) {
             begins.add(request);
+            Supplier<RuntimeException> refused = refusals.poll();
+            if (refused != null) {
+                answer.onError(refused.get());
+                return;
+            }
             if (unheard.getAndDecrement() > 0) {
                 return;
             }
@@ -193,6 +208,53 @@ class FakeServerTest {
                 return claim.whenLost().get();
             });
             assertEquals(Lost.LOCK_ENDED, done.value());
+        }
+    }
+
+    @Test
+    void anEarlierAttemptThatMayHaveBeenDoneIsNotForgottenOnARefusal() throws Exception {
+        refusals.add(Status.UNKNOWN::asRuntimeException);
+        refusals.add(() -> refusal(Status.Code.RESOURCE_EXHAUSTED, "STORE_FULL"));
+        NotBegunException refused =
+                assertThrows(NotBegunException.class, () -> client.once("k").run(String.class, claim -> "no"));
+        assertEquals("STORE_FULL", refused.reason());
+        ReleaseRequest release = releases.poll(10, TimeUnit.SECONDS);
+        assertNotNull(release, "the claim was not given back");
+        assertEquals(17, release.getFencingToken());
+        assertEquals(3, begins.size());
+        assertEquals(1, begins.stream().map(BeginRequest::getRequestId).distinct().count());
+    }
+
+    @Test
+    void aBareRefusalIsNoOutage() {
+        refusals.add(Status.PERMISSION_DENIED::asRuntimeException);
+        NotBegunException refused = assertThrows(NotBegunException.class, () -> client.once("k")
+                .failOpenAfter(Duration.ZERO)
+                .run(String.class, claim -> "open"));
+        assertTrue(!refused.isUnavailable(), refused::toString);
+        assertEquals(0, client.unprotectedRuns());
+    }
+
+    @Test
+    void aTokenThatWasRefusedIsNoOutageThoughAnotherIsTried(@TempDir Path dir) throws Exception {
+        Path token = Files.writeString(dir.resolve("token"), "one");
+        refusals.add(() -> {
+            try {
+                Files.writeString(token, "two");
+            } catch (java.io.IOException error) {
+                throw new java.io.UncheckedIOException(error);
+            }
+            return refusal(Status.Code.UNAUTHENTICATED, "UNAUTHENTICATED");
+        });
+        unheard.set(1);
+        try (Onced other = Onced.builder("127.0.0.1:" + server.getPort())
+                .tokenFile(token)
+                .build()) {
+            Done<String> done = other.once("k")
+                    .failOpenAfter(Duration.ofMillis(300))
+                    .run(String.class, claim -> "done");
+            assertTrue(done.isProtected());
+            assertEquals(0, other.unprotectedRuns());
         }
     }
 }

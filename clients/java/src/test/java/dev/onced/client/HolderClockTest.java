@@ -1,6 +1,7 @@
 package dev.onced.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
@@ -18,12 +19,27 @@ class HolderClockTest {
     }
 
     @Test
-    void wallTimeThatIsSetBackNeverTurnsTheClockBack() {
+    void wallTimeThatIsSetBackNeitherTurnsTheClockBackNorStopsIt() {
         wall.addAndGet(100);
         assertEquals(100, clock.nanos());
         wall.addAndGet(-1_000);
         assertEquals(100, clock.nanos());
-        monotonic.addAndGet(130);
-        assertEquals(130, clock.nanos());
+        monotonic.addAndGet(10);
+        assertEquals(110, clock.nanos());
+        monotonic.addAndGet(10);
+        wall.addAndGet(10);
+        assertEquals(120, clock.nanos());
+    }
+
+    @Test
+    void manyReadingsAddNothingUp() {
+        HolderClock system = HolderClock.system();
+        long from = System.nanoTime();
+        for (int i = 0; i < 100_000; i++) {
+            system.nanos();
+        }
+        long shown = system.nanos();
+        long passed = System.nanoTime() - from;
+        assertTrue(shown < 2 * passed, () -> shown + " in " + passed);
     }
 }

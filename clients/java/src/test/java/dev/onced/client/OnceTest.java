@@ -101,6 +101,24 @@ class OnceTest {
     }
 
     @Test
+    void anExceptionThatCannotBeShownGivesTheClaimBackAllTheSame() {
+        var broken = new RuntimeException() {
+            private static final long serialVersionUID = 1L;
+
+            @Override
+            public String getMessage() {
+                throw new IllegalStateException("not even this");
+            }
+        };
+        FailedException failed = assertThrows(FailedException.class, () -> client.once("k").run(String.class, claim -> {
+            throw broken;
+        }));
+        assertSame(broken, failed.getCause());
+        assertTrue(failed.isReleased());
+        assertTrue(admin.lookup("k").hasAvailable());
+    }
+
+    @Test
     void anErrorGetsThroughOnceTheClaimIsGivenBack() {
         var panic = new AssertionError("out of range");
         assertSame(panic, assertThrows(AssertionError.class, () -> client.once("k")
@@ -227,6 +245,7 @@ class OnceTest {
         Thread.sleep(200);
         waits.interrupt();
         assertTrue(told.get().getCause() instanceof InterruptedException);
+        assertTrue(told.get().isUnavailable());
         assertTrue(kept.get());
         go.countDown();
         assertEquals("done", held.get().value());
@@ -336,6 +355,6 @@ class OnceTest {
 
         var none = client.once("none").runStage(String.class, claim -> null);
         assertThrows(ExecutionException.class, none::get);
-        assertFalse(admin.lookup("none").hasInProgress());
+        assertTrue(admin.lookup("none").hasInDoubt());
     }
 }

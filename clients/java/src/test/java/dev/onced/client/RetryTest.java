@@ -1,6 +1,7 @@
 package dev.onced.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Any;
@@ -100,5 +101,22 @@ class RetryTest {
             assertTrue(pause >= Retry.FIRST_WAIT / 2 && pause <= Retry.LONGEST_WAIT, () -> "" + pause);
         }
         assertTrue(Retry.pause(90, 1, 0) >= Retry.LONGEST_WAIT / 2);
+    }
+
+    private static boolean isAnswer(Status status) {
+        return Refusal.of(status, new Metadata()).isAnswer();
+    }
+
+    @Test
+    void anAnswerIsToldFromSilence() {
+        assertTrue(isAnswer(Status.PERMISSION_DENIED));
+        assertTrue(isAnswer(Status.UNIMPLEMENTED.withDescription("HTTP status code 404")));
+        assertTrue(isAnswer(Status.UNKNOWN));
+        assertFalse(isAnswer(Status.UNAVAILABLE.withDescription("io exception")));
+        assertFalse(isAnswer(Status.DEADLINE_EXCEEDED));
+        assertFalse(isAnswer(Status.CANCELLED.withDescription("RST_STREAM closed stream. HTTP/2 error code: CANCEL")));
+        assertFalse(isAnswer(Status.INTERNAL.withCause(new IOException("broken pipe"))));
+        StatusException late = refusal(Status.Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED");
+        assertTrue(Refusal.of(late.getStatus(), late.getTrailers()).isAnswer());
     }
 }

@@ -102,4 +102,11 @@ class SetUpTest {
         assertEquals("aö", Onced.head("aöö", 4));
         assertEquals("short", Onced.head("short", 1_024));
     }
+
+    @Test
+    void aLongOwnerKeepsItsProcessId() {
+        assertEquals("deploy@web-3:4711", Owner.of("deploy@web-3", 4711));
+        String cut = Owner.of("\n" + "é".repeat(100), 4711);
+        assertEquals("é".repeat(59) + ":4711", cut);
+    }
 }

@@ -145,7 +145,7 @@ final class Exchange<Q, A> extends ServerCall.Listener<Q> {
         if (stored && done.isOk()) {
             return done;
         } else if (stored && !done.status().isOk()) {
-            throw Failure.permanent(StatusProto.fromStatusAndTrailers(done.status(), done.trailers()));
+            throw Failure.permanent(whole(done));
         }
         var unstored = new StatusException(done.status(), done.trailers());
         if (verdict == Verdict.IN_DOUBT) {
@@ -154,6 +154,16 @@ final class Exchange<Q, A> extends ServerCall.Listener<Q> {
             throw Failure.retry(unstored);
         }
         throw new StatusRuntimeException(done.status(), done.trailers());
+    }
+
+    /** An error with its details, unless they are of another error, or garbled. */
+    private static com.google.rpc.Status whole(Reply<?> failed) {
+        try {
+            return StatusProto.fromStatusAndTrailers(failed.status(), failed.trailers());
+        } catch (IllegalArgumentException disagree) {
+            LOG.log(System.Logger.Level.WARNING, "an error is stored without its details: {0}", disagree.getMessage());
+            return StatusProto.fromStatusAndTrailers(failed.status(), null);
+        }
     }
 
     private void ended(Done<Reply<A>> done, Throwable error) {

@@ -211,14 +211,24 @@ public final class IdempotencyInterceptor implements ServerInterceptor {
         }
 
         /**
-         * The metadata that says whose key it is.
+         * The metadata that says whose key it is. A call that has several of it, or one that is not printable ASCII, is
+         * refused like one without.
          *
          * @param name such as {@code x-tenant}
          * @return this
          */
         public Builder scopeHeader(String name) {
             Metadata.Key<String> key = Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER);
-            return scope(headers -> headers.get(key));
+            return scope(headers -> {
+                Iterable<String> all = headers.getAll(key);
+                if (all == null) {
+                    return null;
+                }
+                Iterator<String> values = all.iterator();
+                String value = values.next();
+                boolean printable = !values.hasNext() && value.chars().allMatch(c -> c >= 0x20 && c < 0x7f);
+                return printable ? value : null;
+            });
         }
 
         /**

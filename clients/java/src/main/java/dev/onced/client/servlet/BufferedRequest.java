@@ -21,6 +21,7 @@ import java.util.Collection;
 import java.util.Collections;
 import java.util.Enumeration;
 import java.util.LinkedHashMap;
+import java.util.Locale;
 import java.util.Map;
 import java.util.stream.Stream;
 
@@ -31,14 +32,33 @@ final class BufferedRequest extends HttpServletRequestWrapper {
 
     private final byte[] body;
     private Map<String, String[]> parameters;
+    private ServletInputStream stream;
+    private BufferedReader reader;
+    /** What the handler asked for, if it was to be answered elsewhere than in its thread. */
+    private volatile String elsewhere;
 
     BufferedRequest(HttpServletRequest request, byte[] body) {
         super(request);
         this.body = body;
     }
 
+    /** Why the handler may go on after it has returned; null if it does not. */
+    String elsewhere() {
+        return elsewhere;
+    }
+
     @Override
     public ServletInputStream getInputStream() {
+        if (reader != null) {
+            throw new IllegalStateException("getReader was called before");
+        }
+        if (stream == null) {
+            stream = stream();
+        }
+        return stream;
+    }
+
+    private ServletInputStream stream() {
         var bytes = new ByteArrayInputStream(body);
         return new ServletInputStream() {
             @Override
@@ -70,7 +90,18 @@ final class BufferedRequest extends HttpServletRequestWrapper {
 
     @Override
     public BufferedReader getReader() {
-        return new BufferedReader(new InputStreamReader(getInputStream(), charset()));
+        if (stream != null) {
+            throw new IllegalStateException("getInputStream was called before");
+        }
+        if (reader == null) {
+            reader = new BufferedReader(new InputStreamReader(new ByteArrayInputStream(body), charset()));
+        }
+        return reader;
+    }
+
+    static boolean isForm(HttpServletRequest request) {
+        String type = request.getContentType();
+        return type != null && type.toLowerCase(Locale.ROOT).startsWith("application/x-www-form-urlencoded");
     }
 
     private Charset charset() {
@@ -82,8 +113,7 @@ final class BufferedRequest extends HttpServletRequestWrapper {
     public Map<String, String[]> getParameterMap() {
         if (parameters == null) {
             Map<String, String[]> all = new LinkedHashMap<>(super.getParameterMap());
-            String type = getContentType();
-            if (type != null && type.toLowerCase(java.util.Locale.ROOT).startsWith("application/x-www-form-urlencoded")) {
+            if (isForm(this)) {
                 for (String field : new String(body, charset()).split("&")) {
                     if (!field.isEmpty()) {
                         String[] parts = field.split("=", 2);
@@ -134,7 +164,7 @@ final class BufferedRequest extends HttpServletRequestWrapper {
 
     @Override
     public AsyncContext startAsync() {
-        throw new IllegalStateException("asynchronous handling" + NOT_HERE);
+        throw goesElsewhere("asynchronous handling");
     }
 
     @Override
@@ -144,6 +174,11 @@ final class BufferedRequest extends HttpServletRequestWrapper {
 
     @Override
     public <T extends HttpUpgradeHandler> T upgrade(Class<T> handler) {
-        throw new IllegalStateException("another protocol" + NOT_HERE);
+        throw goesElsewhere("another protocol");
+    }
+
+    private IllegalStateException goesElsewhere(String what) {
+        elsewhere = what + NOT_HERE;
+        return new IllegalStateException(elsewhere);
     }
 }

@@ -25,7 +25,9 @@ import jakarta.servlet.ServletResponse;
 import jakarta.servlet.http.HttpServletRequest;
 import jakarta.servlet.http.HttpServletResponse;
 import java.io.IOException;
+import java.io.InputStream;
 import java.time.Duration;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
@@ -42,7 +44,8 @@ import java.util.function.Supplier;
  *
  * <p>The handler runs to its end when its caller hangs up, and its answer is kept in memory until it is stored. A handler
  * behind this filter answers in the thread that called it: {@code startAsync}, multipart requests and upgrades are
- * refused. Exceptions of handlers reach the container as they are.
+ * refused, and the first and the last leave the key in doubt, since the work may go on elsewhere. Exceptions of handlers
+ * reach the container as they are. No filter before this one may have read the body, or the parameters of a form.
  */
 public final class IdempotencyFilter implements Filter {
     /** How long a repetition waits for the answer unless told otherwise. */
@@ -137,9 +140,19 @@ public final class IdempotencyFilter implements Filter {
                     response, "it is to be printable ASCII, 1 to " + (scope == null ? 512 : 479) + " bytes");
             return;
         }
-        byte[] body = request.getInputStream().readNBytes(options.requestBytes + 1);
-        if (body.length > options.requestBytes) {
+        byte[] body = body(request);
+        if (body != null && body.length > options.requestBytes) {
             Problem.REQUEST_TOO_LARGE.send(response, "at most " + options.requestBytes + " bytes are taken");
+            return;
+        }
+        if (body == null
+                || body.length < request.getContentLengthLong()
+                || body.length == 0 && hasFormFields(request)) {
+            LOG.log(
+                    System.Logger.Level.ERROR,
+                    "the body of a request was read before the IdempotencyFilter, which cannot tell requests from each "
+                            + "other without it: put this filter first");
+            Problem.REFUSED.send(response, "the log of the service says why");
             return;
         }
         String target = request.getQueryString() == null
@@ -149,6 +162,27 @@ public final class IdempotencyFilter implements Filter {
         Once once = options.once(stored)
                 .fingerprint(IdempotencyKey.httpFingerprint(request.getMethod(), target, body));
         new Exchange(new BufferedRequest(request, body), response, chain).run(once);
+    }
+
+    /** Null if a reader was taken before. */
+    private byte[] body(HttpServletRequest request) throws IOException {
+        InputStream stream;
+        try {
+            stream = request.getInputStream();
+        } catch (IllegalStateException readBefore) {
+            return null;
+        }
+        return stream.readNBytes(options.requestBytes + 1);
+    }
+
+    /** Whether there are parameters that are not of the query. */
+    private static boolean hasFormFields(HttpServletRequest request) {
+        if (!BufferedRequest.isForm(request)) {
+            return false;
+        }
+        String query = request.getQueryString() == null ? "" : request.getQueryString();
+        long ofQuery = Arrays.stream(query.split("&")).filter(field -> !field.isEmpty()).count();
+        return request.getParameterMap().values().stream().mapToLong(values -> values.length).sum() > ofQuery;
     }
 
     /** One request with a key. */
@@ -197,10 +231,14 @@ public final class IdempotencyFilter implements Filter {
             try {
                 chain.doFilter(request, captured);
             } catch (Exception thrown) {
-                if (captured.unstorable() == null) {
+                if (captured.unstorable() == null && request.elsewhere() == null) {
                     throw byVerdict(verdict.get(), thrown);
                 }
                 LOG.log(System.Logger.Level.DEBUG, "a handler was stopped", thrown);
+            }
+            if (request.elsewhere() != null) {
+                // Whatever it answered or threw: what it has begun may go on.
+                throw Failure.inDoubt(new Unstored(request.elsewhere()));
             }
             Answer answer = captured.isStored() ? captured.answer(options.headers) : null;
             if (answer != null) {
@@ -225,7 +263,8 @@ public final class IdempotencyFilter implements Filter {
             if (!failed.isReleased() && captured != null) {
                 LOG.log(System.Logger.Level.WARNING, "a claim may not be given back", failed);
             }
-            if (cause instanceof UnstorableException || captured != null && captured.unstorable() != null) {
+            boolean unstorable = captured != null && (captured.unstorable() != null || request.elsewhere() != null);
+            if (cause instanceof UnstorableException || unstorable) {
                 LOG.log(System.Logger.Level.ERROR, "a request was carried out, and its key is in doubt", failed);
                 problem(Problem.RESPONSE_NOT_STORABLE, cause.getMessage());
             } else if (cause instanceof Unstored) {
@@ -367,13 +406,18 @@ public final class IdempotencyFilter implements Filter {
         }
 
         /**
-         * The header that says whose key it is.
+         * The header that says whose key it is. A request that has several of it, or one that is not printable ASCII, is
+         * refused like one without.
          *
          * @param name such as {@code X-Tenant}
          * @return this
          */
         public Builder scopeHeader(String name) {
-            return scope(request -> request.getHeader(name));
+            return scope(request -> {
+                List<String> values = Collections.list(request.getHeaders(name));
+                boolean printable = values.size() == 1 && values.get(0).chars().allMatch(c -> c >= 0x20 && c < 0x7f);
+                return printable ? values.get(0) : null;
+            });
         }
 
         /**

@@ -103,6 +103,7 @@ class IdempotencyInterceptorTest {
         for (String key : keys) {
             headers.put(KEY, key);
         }
+        headers.merge(more);
         var got = new AtomicReference<Metadata>();
         var stub = IdempotencyServiceGrpc.newBlockingStub(channel)
                 .withInterceptors(
@@ -117,6 +118,8 @@ class IdempotencyInterceptorTest {
     }
 
     private boolean replayed;
+    /** Sent with each call. */
+    private final Metadata more = new Metadata();
 
     private static LookupResponse answer(String owner) {
         return LookupResponse.newBuilder()
@@ -256,5 +259,48 @@ class IdempotencyInterceptorTest {
             isRefused(Status.Code.UNAVAILABLE, "UNAVAILABLE", "a", "k");
             assertEquals(0, handled.get());
         }
+    }
+
+    @Test
+    void aScopeIsOneOrNone() throws Exception {
+        serve(IdempotencyInterceptor.builder(client).scopeHeader("x-tenant").build(), (request, answer) -> {
+            answer.onNext(answer("a"));
+            answer.onCompleted();
+        });
+        isRefused(Status.Code.INVALID_ARGUMENT, "SCOPE_MISSING", "a", "k");
+        var tenant = Metadata.Key.of("x-tenant", Metadata.ASCII_STRING_MARSHALLER);
+        more.put(tenant, "a");
+        call("a", "k");
+        more.put(tenant, "b");
+        isRefused(Status.Code.INVALID_ARGUMENT, "SCOPE_MISSING", "a", "k");
+        assertEquals(1, handled.get());
+    }
+
+    @Test
+    void behindAClosedClientNothingRunsAndIsWorthAskingAgain() throws Exception {
+        serve(IdempotencyInterceptor.of(client), (request, answer) -> answer.onCompleted());
+        client.close(Duration.ZERO);
+        isRefused(Status.Code.UNAVAILABLE, "UNAVAILABLE", "a", "k");
+        assertEquals(0, handled.get());
+    }
+
+    @Test
+    void anErrorWhoseDetailsAreOfAnotherIsStoredWithoutThem() throws Exception {
+        serve(IdempotencyInterceptor.of(client), (request, answer) -> {
+            Metadata other = StatusProto.toStatusException(com.google.rpc.Status.newBuilder()
+                            .setCode(Status.Code.ABORTED.value())
+                            .addDetails(Any.pack(ErrorInfo.getDefaultInstance()))
+                            .build())
+                    .getTrailers();
+            answer.onError(Status.NOT_FOUND.withDescription("none").asException(other));
+        });
+        for (int i = 0; i < 2; i++) {
+            var last = assertThrows(StatusRuntimeException.class, () -> call("a", "k"));
+            assertEquals(Status.Code.NOT_FOUND, last.getStatus().getCode());
+            assertEquals("none", last.getStatus().getDescription());
+            assertEquals(i == 1, replayed);
+        }
+        assertEquals(1, handled.get());
+        assertEquals(0, admin.lookup("k").getCompleted().getOutcome().getError().getDetailsCount());
     }
 }

@@ -4,6 +4,8 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.ObjectMapper;
@@ -13,10 +15,13 @@ import dev.onced.client.Onced;
 import dev.onced.client.TestServer;
 import dev.onced.client.Verdict;
 import dev.onced.v1.LookupResponse;
+import jakarta.servlet.Filter;
 import jakarta.servlet.ServletException;
 import jakarta.servlet.http.HttpServlet;
 import jakarta.servlet.http.HttpServletRequest;
 import jakarta.servlet.http.HttpServletResponse;
+import jakarta.servlet.http.HttpUpgradeHandler;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.net.InetAddress;
 import java.net.Socket;
@@ -63,12 +68,15 @@ class IdempotencyFilterTest {
         jetty.stop();
     }
 
-    private void serve(IdempotencyFilter filter, Handler handler) throws Exception {
+    private void serve(IdempotencyFilter filter, Handler handler, Filter... before) throws Exception {
         jetty = new Server();
         var connector = new ServerConnector(jetty);
         connector.setHost("127.0.0.1");
         jetty.addConnector(connector);
         var context = new ServletContextHandler();
+        for (Filter earlier : before) {
+            context.addFilter(new FilterHolder(earlier), "/*", EnumSet.of(jakarta.servlet.DispatcherType.REQUEST));
+        }
         context.addFilter(new FilterHolder(filter), "/*", EnumSet.of(jakarta.servlet.DispatcherType.REQUEST));
         context.addServlet(new ServletHolder(new HttpServlet() {
             private static final long serialVersionUID = 1L;
@@ -158,6 +166,8 @@ class IdempotencyFilterTest {
         isProblem(400, "IDEMPOTENCY_KEY_INVALID",
                 post("/", "", "X-Tenant", "a", "Idempotency-Key", "a", "Idempotency-Key", "b"));
         isProblem(400, "SCOPE_MISSING", post("/", "", "Idempotency-Key", "k"));
+        isProblem(400, "SCOPE_MISSING", post("/", "", "X-Tenant", "a", "X-Tenant", "b", "Idempotency-Key", "k"));
+        isProblem(400, "SCOPE_MISSING", post("/", "", "X-Tenant", "a\tb", "Idempotency-Key", "k"));
         isProblem(413, "REQUEST_TOO_LARGE", post("/", "01234567890", "X-Tenant", "a", "Idempotency-Key", "k"));
         assertEquals(0, handled.get());
         // Tenants do not share keys.
@@ -325,13 +335,82 @@ class IdempotencyFilterTest {
     }
 
     @Test
-    void handlingWithoutAThreadIsRefused() throws Exception {
+    void workThatMayGoOnElsewhereIsInDoubt() throws Exception {
         serve((request, response) -> {
             assertFalse(request.isAsyncSupported());
-            request.startAsync();
+            switch (request.getRequestURI()) {
+                case "/async" -> request.startAsync();
+                case "/upgrade" -> request.upgrade(HttpUpgradeHandler.class);
+                default -> {
+                    assertThrows(IllegalStateException.class, () -> request.startAsync(request, response));
+                    response.setStatus(201);
+                }
+            }
         });
-        assertEquals(500, post("/", "", "Idempotency-Key", "k").statusCode());
-        assertTrue(admin.lookup("k").hasAvailable());
+        for (String how : List.of("async", "upgrade", "async-and-an-answer")) {
+            isProblem(500, "RESPONSE_NOT_STORABLE", post("/" + how, "", "Idempotency-Key", how));
+            assertTrue(admin.lookup(how).hasInDoubt());
+        }
+    }
+
+    @Test
+    void aBodyThatWasReadBeforeIsRefused() throws Exception {
+        serve(IdempotencyFilter.of(client), (request, response) -> {}, (request, response, chain) -> {
+            switch (((HttpServletRequest) request).getRequestURI()) {
+                case "/stream" -> request.getInputStream().readAllBytes();
+                case "/part" -> request.getInputStream().read();
+                case "/reader" -> request.getReader();
+                case "/form" -> request.getParameterMap();
+                default -> { }
+            }
+            chain.doFilter(request, response);
+        });
+        String[] form = {"Idempotency-Key", "k", "Content-Type", "application/x-www-form-urlencoded"};
+        for (String read : List.of("/stream", "/part", "/reader", "/form?b=1")) {
+            isProblem(500, "REFUSED", post(read, "a=1", form));
+        }
+        isProblem(500, "REFUSED", chunked("/form?b=1", "a=1", form));
+        assertEquals(0, handled.get());
+    }
+
+    /** Without a Content-Length. */
+    private HttpResponse<byte[]> chunked(String target, String body, String... headers) throws Exception {
+        byte[] bytes = body.getBytes(StandardCharsets.UTF_8);
+        var publisher = HttpRequest.BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(bytes));
+        HttpRequest request = request(target, body, headers).POST(publisher).build();
+        return http.send(request, HttpResponse.BodyHandlers.ofByteArray());
+    }
+
+    @Test
+    void theBodyIsReadByOneStreamOrOneReader() throws Exception {
+        serve((request, response) -> {
+            var text = new StringBuilder();
+            if (request.getRequestURI().equals("/reader")) {
+                for (int c = request.getReader().read(); c >= 0; c = request.getReader().read()) {
+                    text.append((char) c);
+                }
+                assertThrows(IllegalStateException.class, request::getInputStream);
+                assertSame(request.getReader(), request.getReader());
+            } else {
+                for (int c = request.getInputStream().read(); c >= 0; c = request.getInputStream().read()) {
+                    text.append((char) c);
+                }
+                assertThrows(IllegalStateException.class, request::getReader);
+                assertSame(request.getInputStream(), request.getInputStream());
+            }
+            response.getWriter().write(text.toString());
+        });
+        for (String by : List.of("/reader", "/stream")) {
+            assertEquals("abc", new String(post(by, "abc", "Idempotency-Key", by).body(), StandardCharsets.UTF_8));
+        }
+    }
+
+    @Test
+    void behindAClosedClientNothingRunsAndIsWorthAskingAgain() throws Exception {
+        serve((request, response) -> {});
+        client.close(Duration.ZERO);
+        isProblem(503, "UNAVAILABLE", post("/", "", "Idempotency-Key", "k"));
+        assertEquals(0, handled.get());
     }
 
     @Test
