@@ -145,6 +145,7 @@ pub enum OnceError {
     #[error("the work failed: {error}")]
     Failed {
         /// The work's error.
+        #[source]
         error: WorkError,
         /// What was asked to become of the key.
         rule: OnFailure,
@@ -158,6 +159,7 @@ pub enum OnceError {
         /// How it was lost.
         lost: Lost,
         /// The error of the work, if it failed.
+        #[source]
         error: Option<WorkError>,
     },
     /// The work ran, but whether its outcome is stored is unknown, or it was refused. The claim is not given
@@ -165,6 +167,7 @@ pub enum OnceError {
     #[error("the work is done, but its outcome is not known to be stored: {cause}")]
     NotStored {
         /// What became of the last attempt to store it.
+        #[source]
         cause: Error,
         /// What was to be stored.
         outcome: Box<Outcome>,
@@ -177,6 +180,7 @@ pub enum OnceError {
     #[error("the outcome of {} cannot be read: {error}", .completion.owner)]
     Unreadable {
         /// What is wrong with it.
+        #[source]
         error: WorkError,
         /// The outcome as it is stored.
         completion: Box<Completion>,
@@ -186,4 +190,23 @@ pub enum OnceError {
 fn final_error(completion: &Completion) -> String {
     let error = completion.outcome.final_error();
     error.map_or(String::new(), |error| format!("{} ({:?})", error.message, Code::from(error.code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_the_matter_is_found_below_an_error() {
+        let error = || WorkError::from(std::io::Error::other("broken"));
+        let failed = OnceError::Failed { error: error(), rule: OnFailure::Retry, released: Ok(()) };
+        let lost = OnceError::ClaimLost { lost: Lost::TakenOver, error: Some(error()) };
+        for ended in [failed, lost] {
+            assert!(ended.source().is_some_and(|source| source.is::<std::io::Error>()), "{ended:?}");
+        }
+        let not_stored = OnceError::NotStored { cause: Error::Closed, outcome: Box::default() };
+        assert!(not_stored.source().is_some_and(|source| source.is::<Error>()));
+    }
 }

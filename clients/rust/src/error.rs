@@ -1,6 +1,7 @@
 //! What can go wrong with a call, typed: the reason that the server gave, its code and its text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -177,6 +178,11 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Whether onced itself has sent this status, though the reason may be newer than this client.
+pub(crate) fn is_of_onced(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN)
+}
+
 /// Whether the connection's own timer, which keeps the deadline of each attempt, ended it.
 pub(crate) fn is_time_out(status: &Status) -> bool {
     let mut causes =
@@ -184,8 +190,21 @@ pub(crate) fn is_time_out(status: &Status) -> bool {
     causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
 }
 
+/// Tells the end of this client's own time from one that somebody has answered.
+#[derive(Debug, thiserror::Error)]
+#[error("")]
+struct Silent;
+
+/// What an attempt ends with that was not answered in time.
+pub(crate) fn silence(server: &str, time: Duration) -> Status {
+    let text = format!("{server} did not answer within {:?}", rounded(time));
+    let mut status = Status::deadline_exceeded(text);
+    status.set_source(Arc::new(Silent));
+    status
+}
+
 /// A time for people, who do not count nanoseconds.
-pub(crate) fn rounded(time: Duration) -> Duration {
+fn rounded(time: Duration) -> Duration {
     let unit_ms = if time < Duration::from_secs(1) { 1 } else { 100 };
     let units = (time.as_millis() + unit_ms / 2) / unit_ms;
     Duration::from_millis(u64::try_from(units * unit_ms).unwrap_or(u64::MAX))
@@ -244,18 +263,18 @@ mod tests {
         assert_eq!(Refusal::of(&status("onced.dev", "NEVER_HEARD_OF")).reason, None);
     }
 
-    fn silence() -> Error {
-        let last = Box::new(Refusal::of(&Status::deadline_exceeded("onced:1 did not answer within 2s")));
+    fn silent() -> Error {
+        let last = Box::new(Refusal::of(&silence("onced:1", Duration::from_secs(2))));
         Error::Unavailable { servers: "onced:1".to_owned(), tried: Duration::from_micros(4_449_000), last }
     }
 
     #[test]
     fn who_answered_is_told_from_who_did_not() {
         assert_eq!(
-            silence().after_answer(None).to_string(),
+            silent().after_answer(None).to_string(),
             "no answer from onced:1 in 4.4s; last: onced:1 did not answer within 2s"
         );
-        let answered = silence().after_answer(Some(Refusal::of(&status("onced.dev", "STORE_UNAVAILABLE"))));
+        let answered = silent().after_answer(Some(Refusal::of(&status("onced.dev", "STORE_UNAVAILABLE"))));
         assert_eq!(
             answered.to_string(),
             "onced:1 answered, but could not do it in 4.4s; last: onced:1 did not answer within 2s; before that: \

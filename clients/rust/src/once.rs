@@ -133,7 +133,8 @@ impl Once {
     /// [`OnceError`] tells whether the work ran, and what became of the key. A final error is none: it is the outcome.
     ///
     /// # Panics
-    /// If `work` does; the claim is given back by the rule first.
+    /// If `work` does; the claim is given back by the rule first. Also if making an outcome of what it returned does: then
+    /// the key is in doubt, since the work is done.
     pub async fn run<W, F, T>(self, work: W) -> Result<Completion, OnceError>
     where
         W: FnOnce(Claim) -> F,
@@ -144,8 +145,11 @@ impl Once {
             Start::Run(run) => run,
             Start::Replay(completion) => return Ok(completion),
         };
-        let work = |claim| async move { work(claim).await.map(T::into) };
-        let (facts, done) = run.go(work, |outcome: &Outcome| Ok(outcome.clone())).await?;
+        let encode = |value: T| {
+            let outcome: Outcome = value.into();
+            (Ok(outcome.clone()), outcome)
+        };
+        let (facts, done) = run.go(work, encode).await?;
         Ok(facts.map(|()| match done {
             Done::Value(outcome) | Done::Final(outcome) => outcome,
         }))
@@ -170,7 +174,8 @@ impl Once {
     /// [`OnceError::Unreadable`] if what is stored is of another type.
     ///
     /// # Panics
-    /// If `work` does; the claim is given back by the rule first.
+    /// If `work` does; the claim is given back by the rule first. Also if making an outcome of what it returned does: then
+    /// the key is in doubt, since the work is done.
     pub async fn run_as<C, W, F, T>(self, codec: C, work: W) -> Result<Completion<T>, OnceError>
     where
         C: Codec<T>,
@@ -189,7 +194,7 @@ impl Once {
                 };
             }
         };
-        match run.go(work, |value| codec.encode(value)).await? {
+        match run.go(work, |value| (codec.encode(&value), value)).await? {
             (facts, Done::Value(value)) => Ok(facts.map(|()| value)),
             (facts, Done::Final(outcome)) => Err(OnceError::Final(Box::new(facts.map(|()| outcome)))),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::error::Refusal;
+use crate::error::is_of_onced;
 
 /// The wait before the second round over the servers, before jitter.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ pub(crate) fn advice(status: &Status) -> Advice {
 }
 
 fn worth_repeating(status: &Status) -> bool {
-    let by_the_server = Refusal::of(status).reason.is_some();
+    let by_the_server = is_of_onced(status);
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded => true,
         // Broken connections come as these codes, without a reason of the server's.
@@ -88,6 +88,7 @@ mod tests {
             (Code::Aborted, "CLAIM_LOST"),
             (Code::Internal, "INTERNAL"),
             (Code::Cancelled, "CANCELLED"),
+            (Code::Unknown, "NEWER_THAN_THIS_CLIENT"),
             (Code::ResourceExhausted, "STORE_FULL"),
             (Code::InvalidArgument, "KEY_REQUIRED"),
         ] {

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::access::{self, Access, Bearer};
 use crate::clock::{Clock, Moment};
-use crate::error::{Error, Refusal, is_time_out, rounded};
+use crate::error::{Error, Refusal, is_of_onced, is_time_out, silence};
 use crate::retry::{self, Advice};
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 
@@ -179,7 +179,12 @@ impl Transport {
                     self.reached.store(true, Ordering::Relaxed);
                     return Ok(Answer { message: response.into_inner(), sent });
                 }
-                Ok(Err(status)) if self.renewed(&status, token.as_ref()) => continue,
+                Ok(Err(status)) if self.renewed(&status, token.as_ref()) => {
+                    // It is no outage that a server refuses a token.
+                    self.reached.store(true, Ordering::Relaxed);
+                    attempts.outage = false;
+                    continue;
+                }
                 Ok(Err(status)) if !is_time_out(&status) => status,
                 Ok(Err(_)) | Err(_) => silence(self.name(index), time),
             };
@@ -247,7 +252,7 @@ impl Transport {
         attempts.count += 1;
         let (mut refusal, set_up) = self.server(index).refusal(status);
         let reached = self.reached.load(Ordering::Relaxed);
-        if refusal.reason.is_some() {
+        if is_of_onced(status) {
             self.reached.store(true, Ordering::Relaxed);
             attempts.outage &= refusal.code == Code::Unavailable;
         } else if set_up {
@@ -321,25 +326,17 @@ impl Transport {
 
 /// Whether an attempt that ended so may have been carried out.
 fn may_have_written(status: &Status) -> bool {
-    let refusal = Refusal::of(status);
-    match refusal.reason {
-        Some(_) => refusal.is_write_unknown(),
-        None => {
-            let mut causes = std::iter::successors(std::error::Error::source(status), |it| it.source());
-            !causes.any(|cause| cause.is::<tonic::ConnectError>())
-        }
+    if is_of_onced(status) {
+        return Refusal::of(status).is_write_unknown();
     }
+    let mut causes = std::iter::successors(std::error::Error::source(status), |it| it.source());
+    !causes.any(|cause| cause.is::<tonic::ConnectError>())
 }
 
 /// Whether somebody has answered who is no onced, and has more to say than that it is unavailable. What the connection
-/// itself meets has a source, or is the end of its time.
+/// itself meets has a source, and so has [`silence`].
 fn is_of_another(status: &Status) -> bool {
-    std::error::Error::source(status).is_none()
-        && !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
-}
-
-fn silence(server: &str, time: Duration) -> Status {
-    Status::deadline_exceeded(format!("{server} did not answer within {:?}", rounded(time)))
+    std::error::Error::source(status).is_none() && status.code() != Code::Unavailable
 }
 
 impl Server {
@@ -347,9 +344,9 @@ impl Server {
     /// to do.
     fn refusal(&self, status: &Status) -> (Refusal, bool) {
         let mut refusal = Refusal::of(status);
-        let advice = match refusal.reason {
-            Some(_) => None,
-            None => access::advice(&refusal.message, self.tls),
+        let advice = match is_of_onced(status) {
+            true => None,
+            false => access::advice(&refusal.message, self.tls),
         };
         if let Some(advice) = advice {
             refusal.message = format!("{}; {advice}", refusal.message);
@@ -449,6 +446,43 @@ mod tests {
         // The next round asks for nothing.
         let round = [wait(4, 0), wait(5, 0), wait(6, 0)];
         assert!(round[2] <= Duration::from_secs(2), "{round:?}");
+    }
+
+    /// Whether the call looks like an outage after an attempt that ended so.
+    async fn is_outage(status: &Status) -> bool {
+        let transport =
+            Transport::new(&["10.0.0.1:1".to_owned()], &Access::default(), Clock::system()).unwrap();
+        let mut attempts = Attempts::new(transport.clock().now(), Duration::from_millis(1));
+        transport.pause(0, &mut attempts, status).await.unwrap_err();
+        attempts.outage
+    }
+
+    #[tokio::test]
+    async fn silence_is_an_outage_and_an_answer_is_none_but_that_it_is_unavailable() {
+        assert!(is_outage(&silence("10.0.0.1:1", Duration::from_secs(2))).await);
+        assert!(is_outage(&Status::unavailable("no healthy upstream")).await);
+        assert!(!is_outage(&Status::deadline_exceeded("the gateway waited for long")).await);
+        assert!(!is_outage(&Status::unimplemented("what is onced?")).await);
+    }
+
+    #[tokio::test]
+    async fn who_refuses_a_token_is_there_also_where_the_next_one_is_not_answered() {
+        let file = std::env::temp_dir().join(format!("onced-token-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&file, "old").unwrap();
+        let access = Access { token: Some(TokenSource::File(file.clone())), ..Access::default() };
+        let transport = Transport::new(&["127.0.0.1:1".to_owned()], &access, Clock::system()).unwrap();
+        std::fs::write(&file, "new").unwrap();
+        let send = |_, request: Request<()>| async move {
+            Err::<Response<()>, _>(match request.metadata().get("authorization").unwrap() == "Bearer old" {
+                true => Status::unauthenticated("it has expired"),
+                false => Status::unavailable("no healthy upstream"),
+            })
+        };
+        let patience = Patience { total: Duration::from_millis(50), attempt: Duration::from_millis(50) };
+        let failed = transport.call(Lane::Waiting, patience, &(), send).await.err().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(failed.error.is_unavailable(), "{failed:?}");
+        assert!(!failed.outage, "{failed:?}");
     }
 
     #[test]

@@ -39,12 +39,12 @@ impl Run {
         Self { keeper, guard, held, owner, open }
     }
 
-    /// Runs `work`, and says how it ended. `encode` makes an outcome of its value.
-    pub async fn go<W, F, T>(
+    /// Runs `work`, and says how it ended. `encode` makes an outcome of its value, and what the caller gets.
+    pub async fn go<W, F, T, V>(
         mut self,
         work: W,
-        encode: impl FnOnce(&T) -> Result<Outcome, WorkError>,
-    ) -> Result<(Completion<()>, Done<T>), OnceError>
+        encode: impl FnOnce(T) -> (Result<Outcome, WorkError>, V),
+    ) -> Result<(Completion<()>, Done<V>), OnceError>
     where
         W: FnOnce(Claim) -> F,
         F: Future<Output = Result<T, Failure>>,
@@ -68,14 +68,27 @@ impl Run {
         };
         // The work ran to its end: whatever the rule for failures is, nobody may run it again unasked.
         self.guard.rule = OnFailure::InDoubt;
+        // What makes the outcome is the caller's, too, and may panic.
+        let encoded = catch_unwind(AssertUnwindSafe(|| match done {
+            Done::Final(outcome) => (Ok(outcome.clone()), Done::Final(outcome)),
+            Done::Value(value) => {
+                let (outcome, value) = encode(value);
+                (outcome, Done::Value(value))
+            }
+        }));
+        let (outcome, done) = match encoded {
+            Ok(encoded) => encoded,
+            Err(panic) => {
+                self.keeper = None;
+                let error = "the work is done, and making its outcome panicked".into();
+                self.guard.fail(OnFailure::InDoubt, error, None).await;
+                resume_unwind(panic)
+            }
+        };
         if !self.held.protected {
             self.guard.held = None;
             return Ok((Completion::unprotected(self.owner), done));
         }
-        let outcome = match &done {
-            Done::Value(value) => encode(value),
-            Done::Final(outcome) => Ok(outcome.clone()),
-        };
         let outcome = match outcome.and_then(|outcome| fitting(outcome, &claim)) {
             Ok(outcome) => outcome,
             Err(error) => return Err(self.guard.fail(OnFailure::InDoubt, error, claim.is_lost()).await),

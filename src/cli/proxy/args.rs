@@ -24,8 +24,8 @@ const BODY_MAX_BYTES: usize = 1 << 30;
 const CONNECTIONS_MAX: usize = 1_000_000;
 
 const AFTER_HELP: &str = "\
-Each flag but those of TLS and tokens can be given in the environment as well, by the name that stands with it. \
-docs/proxy.md tells what becomes of a key in each case.";
+Each flag but --timeout and --token-in-plaintext can be given in the environment as well, by the name that stands with \
+it. docs/proxy.md tells what becomes of a key in each case.";
 
 /// Give a service the Idempotency-Key header: run each request once, and answer duplicates with what was stored
 ///
@@ -78,6 +78,7 @@ pub struct KeyArgs {
         env = "ONCED_PROXY_METHODS",
         default_value = "POST,PATCH",
         value_delimiter = ',',
+        value_parser = method,
         value_name = "METHOD,…"
     )]
     pub methods: Vec<Method>,
@@ -297,6 +298,11 @@ fn admin(text: &str) -> Result<Admin, String> {
     }
 }
 
+/// A method, as it stands in requests: `post` would match none of them.
+fn method(text: &str) -> Result<Method, String> {
+    text.to_ascii_uppercase().parse().map_err(|_| "no name of a method".to_owned())
+}
+
 fn scope(text: &str) -> Result<HeaderName, String> {
     let name: HeaderName = text.parse().map_err(|_| "no name of a header".to_owned())?;
     if name == http::header::AUTHORIZATION || name == http::header::COOKIE {
@@ -317,5 +323,35 @@ fn count(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + 
     move |text| match text.parse() {
         Ok(count) if (least..=most).contains(&count) => Ok(count),
         _ => Err(format!("write a whole number from {least} to {most}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_written_as_they_stand_in_requests() {
+        assert_eq!(method("post"), Ok(Method::POST));
+        assert_eq!(method("PUT"), Ok(Method::PUT));
+        for wrong in ["", "PO ST"] {
+            assert!(method(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_given_in_the_environment_is_told() {
+        let command = ProxyArgs::augment_args(clap::Command::new("proxy"));
+        let without = command.get_arguments().filter(|arg| arg.get_env().is_none());
+        let mut without: Vec<_> = without.filter_map(clap::Arg::get_long).collect();
+        without.sort_unstable();
+        assert_eq!(without, ["timeout", "token-in-plaintext"]);
+        let page = include_str!("../../../docs/proxy.md");
+        for flag in without {
+            assert!(AFTER_HELP.contains(flag), "{flag}");
+        }
+        assert!(
+            page.contains("Each but `--timeout` and `--token-in-plaintext` can be given in the environment")
+        );
     }
 }

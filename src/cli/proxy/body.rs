@@ -11,6 +11,7 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::BoxError;
 
 /// What is sent to the upstream, and to callers.
@@ -88,13 +89,26 @@ impl Body for Paced {
 #[derive(Debug, Default)]
 pub struct Answer {
     head: Bytes,
-    rest: Option<Incoming>,
+    rest: Option<Rest>,
+}
+
+/// What comes of an answer, until it is given up.
+#[derive(Debug)]
+struct Rest {
+    body: Incoming,
+    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Rest {
+    fn new(body: Incoming, give_up: CancellationToken) -> Self {
+        Self { body, given_up: Box::pin(give_up.cancelled_owned()) }
+    }
 }
 
 impl Answer {
-    /// An answer that is handed on as it comes.
-    pub fn streamed(body: Incoming) -> Self {
-        Self { head: Bytes::new(), rest: Some(body) }
+    /// An answer that is handed on as it comes, until `give_up` cuts it off.
+    pub fn streamed(body: Incoming, give_up: CancellationToken) -> Self {
+        Self { head: Bytes::new(), rest: Some(Rest::new(body, give_up)) }
     }
 
     /// Reads an answer to its end, or until it is longer than `limit_bytes`. Trailers are not kept: an outcome has no
@@ -102,14 +116,19 @@ impl Answer {
     ///
     /// # Errors
     /// If the connection breaks before its end.
-    pub async fn read(mut body: Incoming, limit_bytes: usize) -> Result<Self, hyper::Error> {
+    pub async fn read(
+        mut body: Incoming,
+        limit_bytes: usize,
+        give_up: &CancellationToken,
+    ) -> Result<Self, hyper::Error> {
         let mut head = BytesMut::new();
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame?.into_data() {
                 head.extend_from_slice(&data);
             }
             if head.len() > limit_bytes {
-                return Ok(Self { head: head.freeze(), rest: Some(body) });
+                let rest = Rest::new(body, give_up.clone());
+                return Ok(Self { head: head.freeze(), rest: Some(rest) });
             }
         }
         Ok(Self { head: head.freeze(), rest: None })
@@ -135,17 +154,20 @@ impl Body for Answer {
             return Poll::Ready(Some(Ok(Frame::data(head))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        Pin::new(rest).poll_frame(context).map_err(Into::into)
+        if rest.given_up.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err("the proxy had to end".into())));
+        }
+        Pin::new(&mut rest.body).poll_frame(context).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.head.is_empty() && self.rest.as_ref().is_none_or(Incoming::is_end_stream)
+        self.head.is_empty() && self.rest.as_ref().is_none_or(|rest| rest.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         let head = self.head.len() as u64;
         let Some(rest) = &self.rest else { return SizeHint::with_exact(head) };
-        let rest = rest.size_hint();
+        let rest = rest.body.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(head));
         if let Some(upper) = rest.upper() {

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
 use super::body::{Answer, Holding, Sent, boxed};
-use super::headers::{self, ATTEMPT, FENCING_TOKEN, OUTCOME};
+use super::headers::{self, ATTEMPT, FENCING_TOKEN, OUTCOME, REPLAYED};
 use super::limit::Place;
 use super::refusal::Refusal;
 use super::upstream::{Pool, Upstream};
@@ -94,12 +94,14 @@ impl Forward {
             tokio::time::sleep(self.0.options.answer).await;
         };
         let exchange = async {
+            let give_up = &self.0.options.give_up;
             let response = tokio::select! {
                 biased;
                 response = self.send(request) => response?,
                 () = late => return Err(Failed::Late),
+                () = give_up.cancelled() => return Err(Failed::ended()),
             };
-            let mut response = answered(response.map(Answer::streamed));
+            let mut response = answered(response.map(|body| Answer::streamed(body, give_up.clone())));
             response.headers_mut().remove(OUTCOME);
             Ok(response)
         };
@@ -125,9 +127,9 @@ impl Forward {
             })?;
             let (parts, body) = response.into_parts();
             let body = match streams(&parts.headers) {
-                true => Answer::streamed(body),
+                true => Answer::streamed(body, give_up.clone()),
                 false => {
-                    let read = Answer::read(body, limit_bytes).await;
+                    let read = Answer::read(body, limit_bytes, give_up).await;
                     read.map_err(|error| Failed::Lost(format!("its answer broke off: {}", told(&error))))?
                 }
             };
@@ -138,7 +140,7 @@ impl Forward {
             tokio::select! {
                 biased;
                 ended = tokio::time::timeout(late, exchange) => ended.unwrap_or(Err(Failed::Late)),
-                () = give_up.cancelled() => Err(Failed::Lost("the proxy had to end".to_owned())),
+                () = give_up.cancelled() => Err(Failed::ended()),
             }
         };
         let (lost, of_key) = match on_lost {
@@ -147,6 +149,8 @@ impl Forward {
                 (Disposition::InDoubt, "; the key is in doubt until an operator has looked")
             }
         };
+        // Without a claim, nothing is known of the key.
+        let of_key = if claim.protected() { of_key } else { "" };
         let mut response = self.measured(in_time, of_key).await;
         let disposition = match response.extensions().get::<Refusal>() {
             None => said(response.headers()),
@@ -158,6 +162,8 @@ impl Forward {
             response.extensions_mut().insert(disposition);
         }
         response.headers_mut().remove(OUTCOME);
+        // Of a request with a key it is for the proxy to say so.
+        response.headers_mut().remove(REPLAYED);
         response
     }
 
@@ -169,8 +175,12 @@ impl Forward {
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         parts.uri = options.upstream.uri(&path).map_err(|error| Failed::NotSent(error.to_string()))?;
         parts.version = Version::HTTP_11;
-        // How long it is, is said anew, by what was read of it.
-        parts.headers.remove(CONTENT_LENGTH);
+        // How long it is, is said anew, by what was read of it; but not of what is empty, which some refuse with 411.
+        let told = parts.headers.remove(CONTENT_LENGTH).is_some();
+        let has_content = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        if body.is_end_stream() && (told || has_content) {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+        }
         if options.rewrite_host || !parts.headers.contains_key(HOST) {
             parts.headers.remove(HOST);
             parts.headers.extend(options.upstream.host().map(|host| (HOST, host)));
@@ -258,6 +268,11 @@ impl Failed {
             true => Failed::Caller,
             false => Failed::Lost(told(&error)),
         }
+    }
+
+    /// The proxy does not wait any longer.
+    fn ended() -> Self {
+        Failed::Lost("the proxy had to end".to_owned())
     }
 
     /// What to tell the caller, for people with some detail.

@@ -17,9 +17,6 @@ use super::refusal::Refusal;
 use super::rules::Rules;
 use crate::telemetry::metrics::PROXY_REQUESTS;
 
-/// What the layer marks a stored answer with.
-const REPLAYED: &str = "idempotent-replayed";
-
 /// What all connections share.
 pub struct Front {
     /// The places for requests.
@@ -82,7 +79,7 @@ impl Front {
 
 /// Whether the answer was stored before.
 fn is_replay(headers: &HeaderMap) -> bool {
-    headers.get(REPLAYED).is_some_and(|value| value == "true")
+    headers.get(headers::REPLAYED).is_some_and(|value| value == "true")
 }
 
 /// Why a request cannot be handed on, if that is so.
@@ -97,7 +94,7 @@ fn refused<B>(request: &Request<B>) -> Option<(Refusal, &'static str)> {
     if !request.uri().path().starts_with('/') {
         return Some((Refusal::RequestInvalid, "its target is no path"));
     }
-    None
+    headers::host_unclear(request.headers(), request.uri()).map(|why| (Refusal::RequestInvalid, why))
 }
 
 /// An answer of the proxy's own.

@@ -13,6 +13,8 @@ pub const FENCING_TOKEN: HeaderName = HeaderName::from_static("onced-fencing-tok
 pub const ATTEMPT: HeaderName = HeaderName::from_static("onced-attempt");
 /// What the upstream may say of its answer.
 pub const OUTCOME: HeaderName = HeaderName::from_static("onced-outcome");
+/// What marks an answer that was stored before.
+pub const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -37,6 +39,17 @@ pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
     protocols.any(|protocol| !protocol.eq_ignore_ascii_case("h2c") && !protocol.is_empty())
 }
 
+/// Why it is not clear which host a request is for, if that is so: its readers might each take another one.
+pub fn host_unclear(headers: &HeaderMap, uri: &Uri) -> Option<&'static str> {
+    if headers.get_all(HOST).iter().count() > 1 {
+        return Some("it has more than one Host header");
+    }
+    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    let with_user = [authority, host].into_iter().flatten().any(|host| host.contains(&b'@'));
+    with_user.then_some("its host holds a user or a password")
+}
+
 /// Makes those of a request what the upstream is to see. Before anything else reads them: what a caller has struck by
 /// its Connection header is not there for the key and the scope either.
 pub fn of_request(headers: &mut HeaderMap, uri: &Uri, peer: IpAddr) {
@@ -47,9 +60,7 @@ pub fn of_request(headers: &mut HeaderMap, uri: &Uri, peer: IpAddr) {
     }
     // The caller is told to go on as soon as its body is read.
     headers.remove(EXPECT);
-    for ours in [FENCING_TOKEN, ATTEMPT] {
-        headers.remove(ours);
-    }
+    strike_ours(headers);
     // The target counts where it names a host (RFC 9112, 3.2.2); HTTP/2 has it there alone.
     if let Some(host) = uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
         headers.insert(HOST, host);
@@ -81,6 +92,18 @@ fn forwarded(headers: &mut HeaderMap, peer: IpAddr) {
     }
     if let Entry::Vacant(none) = headers.entry(FORWARDED_PROTO) {
         none.insert(HeaderValue::from_static("http"));
+    }
+}
+
+/// Strikes what only the proxy may say: also with underscores, which many services do not tell from dashes.
+fn strike_ours(headers: &mut HeaderMap) {
+    let is_ours = |name: &&HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        name == FENCING_TOKEN.as_str() || name == ATTEMPT.as_str()
+    };
+    let ours: Vec<_> = headers.keys().filter(is_ours).cloned().collect();
+    for name in ours {
+        headers.remove(name);
     }
 }
 
@@ -132,6 +155,10 @@ mod tests {
                 ("authorization", "theirs"),
                 ("onced-fencing-token", "99"),
                 ("onced-attempt", "99"),
+                ("onced_fencing_token", "99"),
+                ("Onced-Fencing_Token", "99"),
+                ("onced_attempt", "99"),
+                ("onced_other", "theirs"),
                 ("host", "shop"),
             ],
             "/orders",
@@ -140,6 +167,7 @@ mod tests {
             ("te", "trailers"),
             ("trailer", "digest"),
             ("authorization", "theirs"),
+            ("onced_other", "theirs"),
             ("host", "shop"),
             ("x-forwarded-for", "10.0.0.9"),
             ("x-forwarded-host", "shop"),
@@ -161,6 +189,18 @@ mod tests {
         assert_eq!(seen["x-forwarded-host"], "shop.example");
         assert_eq!(seen["x-forwarded-proto"], "https");
         assert_eq!(seen["host"], "inner:80");
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        let unclear = |pairs: &[(&str, &str)], uri: &str| {
+            host_unclear(&headers(pairs), &uri.parse().unwrap()).is_some()
+        };
+        assert!(!unclear(&[], "/") && !unclear(&[("host", "shop")], "/"));
+        assert!(!unclear(&[("host", "shop")], "http://shop:80/"));
+        assert!(unclear(&[("host", "shop"), ("host", "shop")], "/"));
+        assert!(unclear(&[("host", "me@shop")], "/"));
+        assert!(unclear(&[("host", "shop")], "http://me:pw@shop/"));
     }
 
     #[test]

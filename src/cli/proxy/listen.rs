@@ -56,6 +56,7 @@ pub struct Connections {
     free: Arc<Semaphore>,
     tasks: TaskTracker,
     draining: CancellationToken,
+    cut: CancellationToken,
 }
 
 impl Connections {
@@ -75,8 +76,8 @@ impl Connections {
             .max_header_list_size(HEAD_MAX_BYTES);
         gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
         let free = Arc::new(Semaphore::new(limits.connections));
-        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
-        Self { front, http, limits, free, tasks, draining }
+        let (tasks, draining, cut) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        Self { front, http, limits, free, tasks, draining, cut }
     }
 
     /// Accepts and serves connections; never ends.
@@ -114,6 +115,11 @@ impl Connections {
         self.tasks.wait().await;
     }
 
+    /// Ends those that are left while they drain, whatever their callers are at.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
     fn connection(
         &self,
         stream: TcpStream,
@@ -121,7 +127,7 @@ impl Connections {
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<> {
         let (front, http) = (Arc::clone(&self.front), self.http.clone());
-        let (limits, draining) = (self.limits, self.draining.clone());
+        let (limits, draining, cut) = (self.limits, self.draining.clone(), self.cut.clone());
         async move {
             let _place = place;
             // Without it, an answer in two segments waits 40 ms for the caller's delayed acknowledgement.
@@ -150,6 +156,7 @@ impl Connections {
                         ended = connection.as_mut() => ended,
                         // One that has shown half of a request may take no longer than any other.
                         () = unused(&mut opened, limits.idle) => return,
+                        () = cut.cancelled() => return,
                     }
                 }
             };

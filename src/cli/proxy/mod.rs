@@ -42,8 +42,10 @@ use listen::Connections;
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
 /// How long a server of onced may take to say that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long it may take to say of what was given up what becomes of its key.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long it may take to say of what was given up what becomes of its key, to its caller and to onced.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The same without callers: one may well read nothing, or not have sent what it is to ask for.
+const LAST_WORDS_ALONE: Duration = Duration::from_secs(1);
 
 /// Why the proxy did not start, or ended: what to say, and how to exit.
 struct Ended(Exit, String);
@@ -121,7 +123,14 @@ async fn serve(args: ProxyArgs) -> Result<(), Ended> {
             let requests = front.places.taken();
             tracing::warn!(requests, "the drain took too long: the upstream is not waited for any longer");
             give_up.cancel();
-            return tokio::time::timeout(LAST_WORDS, drain).await.is_ok();
+            if tokio::time::timeout(LAST_WORDS, drain.as_mut()).await.is_err() {
+                tracing::warn!(
+                    connections = connections.open(),
+                    "what callers have not sent or read is cut off"
+                );
+                connections.cut();
+                return tokio::time::timeout(LAST_WORDS_ALONE, drain).await.is_ok();
+            }
         }
         true
     };

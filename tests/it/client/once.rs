@@ -123,6 +123,27 @@ async fn a_panic_gives_the_key_back_and_goes_on() {
     assert_eq!(only_record(&client).await.reason, "the work panicked");
 }
 
+/// A value that is no outcome.
+struct Odd;
+
+impl From<Odd> for Outcome {
+    fn from(_: Odd) -> Self {
+        panic!("it is odd")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_after_the_work_leaves_the_key_in_doubt_whatever_the_rule() {
+    let server = Server::start().await;
+    let client = server.client();
+    let run = once(&client, "k").on_failure(OnFailure::Retry).run(|_| async { Ok(Odd) });
+    let panicked = AssertUnwindSafe(run).catch_unwind().await;
+    assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"it is odd"));
+    let record = only_record(&client).await;
+    assert_eq!(record.state(), RecordState::InDoubt);
+    assert_eq!(record.reason, "the work is done, and making its outcome panicked");
+}
+
 #[tokio::test]
 async fn dropped_work_gives_the_key_back() {
     let server = Server::start().await;

@@ -4,7 +4,7 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use onced_client::v1::outcome::Result as Stored;
 
-use super::upstream::Gate;
+use super::upstream::{Gate, read_request};
 use super::*;
 
 #[tokio::test]
@@ -340,6 +340,29 @@ async fn nothing_runs_while_onced_cannot_be_asked_unless_that_is_wanted() {
     let seen = setup.upstream.only();
     assert!(!seen.headers.contains_key("onced-fencing-token"), "{seen:?}");
     setup.caller.send(post(&open)).await.is(200, "2");
+
+    // What became of a key that nobody has claimed is nothing to tell of.
+    let upstream = Upstream::raw(|mut stream| async move { drop(read_request(&mut stream).await) }).await;
+    let open = Proxy::start(&upstream.url(), &nobody, &["--fail-open", "200ms"]);
+    let told = setup.caller.send(post(&open)).await.problem(502, "UPSTREAM_LOST");
+    let told = String::from_utf8_lossy(&told.body).into_owned();
+    assert!(told.contains("not known") && !told.contains("key"), "{told}");
+}
+
+#[tokio::test]
+async fn an_answer_is_a_replay_only_where_the_proxy_says_so() {
+    let setup = Setup::with(&["--store-header", "content-type,x-mine"], |_| async {
+        let mut response = text(200, "done");
+        response.headers_mut().insert("idempotent-replayed", "true".parse().unwrap());
+        response.headers_mut().insert("x-mine", "1".parse().unwrap());
+        response
+    })
+    .await;
+    assert!(!setup.order("k").await.is(200, "done").is_replay());
+    let replay = setup.order("k").await.is(200, "done");
+    assert!(replay.is_replay());
+    assert_eq!(replay.header("x-mine"), "1");
+    assert_eq!(replay.headers.get_all("content-type").iter().count(), 1, "{replay:?}");
 }
 
 #[tokio::test]

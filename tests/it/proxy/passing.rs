@@ -229,6 +229,45 @@ async fn a_request_with_two_lengths_is_not_smuggled() {
 }
 
 #[tokio::test]
+async fn a_request_for_two_hosts_is_refused() {
+    let setup = Setup::start(&[]).await;
+    for head in [
+        "POST /orders HTTP/1.1\r\nhost: shop\r\nhost: other\r\n",
+        "GET / HTTP/1.1\r\nhost: shop\r\nhost: shop\r\n",
+        "GET / HTTP/1.1\r\nhost: me@shop\r\n",
+        "GET http://me:pw@shop/ HTTP/1.1\r\nhost: shop\r\n",
+    ] {
+        let request = format!("{head}idempotency-key: k\r\nconnection: close\r\n\r\n");
+        let answer = exchange(setup.proxy.address, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("REQUEST_INVALID"), "{answer}");
+    }
+    assert!(setup.upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_empty_says_so_where_it_matters() {
+    let setup = Setup::start(&[]).await;
+    for (method, said) in [
+        ("POST", "idempotency-key: 1\r\ncontent-length: 0\r\n"),
+        ("POST", "idempotency-key: 2\r\n"),
+        ("PUT", "content-length: 0\r\n"),
+        ("PUT", ""),
+        ("DELETE", "content-length: 0\r\n"),
+        ("DELETE", ""),
+        ("GET", ""),
+    ] {
+        let request = format!("{method} / HTTP/1.1\r\nhost: x\r\n{said}connection: close\r\n\r\n");
+        let answer = exchange(setup.proxy.address, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+        let seen = setup.upstream.seen().pop().unwrap();
+        let expected = (method == "POST" || method == "PUT" || !said.is_empty()).then_some("0");
+        let length = seen.headers.get("content-length").map(|length| length.to_str().unwrap());
+        assert_eq!(length, expected, "{seen:?}");
+        assert!(!seen.headers.contains_key("transfer-encoding"), "{seen:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_head_request_keeps_its_length() {
     let setup = Setup::with(&[], |_| async {
         let mut response = text(200, "");

@@ -2,7 +2,9 @@
 
 use std::process::Output;
 
-use super::upstream::Gate;
+use tokio::io::AsyncWriteExt as _;
+
+use super::upstream::{Gate, read_request};
 use super::*;
 use crate::support::exposition::Exposition;
 use crate::support::http;
@@ -82,7 +84,7 @@ async fn settings_may_stand_in_the_environment() {
         .env("ONCED_PROXY_LISTEN", "127.0.0.1:0")
         .env("ONCED_PROXY_ADMIN_LISTEN", "off")
         .env("ONCED_SERVER", server.address().to_string())
-        .env("ONCED_PROXY_METHODS", "PUT,DELETE")
+        .env("ONCED_PROXY_METHODS", "PUT,delete")
         .env("ONCED_PROXY_PATHS", "/a,/b")
         .env("ONCED_PROXY_KEY", "required")
         .stdin(Stdio::null())
@@ -227,6 +229,51 @@ async fn what_does_not_end_at_sigterm_is_given_up_and_its_key_in_doubt() {
     caller.await.unwrap().problem(502, "UPSTREAM_LOST");
     assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
     setup.is_in_doubt("k").await;
+}
+
+#[tokio::test]
+async fn a_stream_without_end_is_cut_off_at_the_end_and_so_is_what_is_not_answered() {
+    let upstream = Upstream::raw(|mut stream| async move {
+        if read_request(&mut stream).await.starts_with("get /events") {
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(format!("{head}5\r\ndata:\r\n").as_bytes()).await.unwrap();
+        }
+        std::future::pending().await
+    })
+    .await;
+    let mut setup = Setup::of(&["--drain-limit", "200ms"], upstream).await;
+    let get = |target: &str| setup.request(Method::GET, target).body(Full::<Bytes>::default()).unwrap();
+    let mut events = setup.caller.0.request(get("/events")).await.unwrap().into_body();
+    assert_eq!(events.frame().await.unwrap().unwrap().into_data().unwrap(), "data:");
+    let (caller, late) = (setup.caller.clone(), get("/late"));
+    let late = tokio::spawn(async move { caller.send(late).await });
+    // Until it is there.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    setup.proxy.terminate();
+    late.await.unwrap().problem(502, "UPSTREAM_LOST");
+    let cut = tokio::time::timeout(HANGS, events.frame()).await.expect("it goes on");
+    assert!(cut.is_some_and(|frame| frame.is_err()), "it seems to be at its end");
+    assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_arrive_does_not_hold_up_the_end() {
+    let mut setup = Setup::with(&["--drain-limit", "200ms"], |_| async { text(200, "never") }).await;
+    let mut halves = Vec::new();
+    for half in [
+        "POST / HTTP/1.1\r\nhost: x\r\nidempotency-key: k\r\ncontent-length: 3\r\n\r\no",
+        "POST / HTTP/1.1\r\nhost: x\r\nidempo",
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(setup.proxy.address).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        halves.push(stream);
+    }
+    // Until they are there.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    setup.proxy.terminate();
+    assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+    assert!(setup.upstream.seen().is_empty());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -82,45 +82,72 @@ pub(super) enum Read {
 
 /// Reads a body of at most `max_bytes`.
 pub(super) async fn read(mut body: Body, max_bytes: usize) -> Read {
-    let mut frames = VecDeque::new();
-    let mut bytes = 0;
+    let mut taken = Taken::new(max_bytes);
     if body.size_hint().lower() > max_bytes as u64 {
-        return Read::TooLarge(frames, body);
+        return Read::TooLarge(VecDeque::new(), body);
     }
     while let Some(frame) = body.frame().await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => return Read::Broken(frames, error),
-        };
-        bytes += frame.data_ref().map_or(0, Bytes::len);
-        frames.push_back(frame);
-        if bytes > max_bytes {
-            return Read::TooLarge(frames, body);
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => taken.add(data),
+            Ok(Err(frame)) => taken.trailers = frame.into_trailers().ok(),
+            Err(error) => return Read::Broken(taken.into_frames(), error),
+        }
+        if taken.len() > max_bytes {
+            return Read::TooLarge(taken.into_frames(), body);
         }
     }
-    Read::Whole(joined(frames, bytes))
+    Read::Whole(taken.into_whole())
 }
 
-fn joined(frames: VecDeque<Frame<Bytes>>, bytes: usize) -> Whole {
-    let mut parts = Vec::new();
-    let mut trailers = None;
-    for frame in frames {
-        match frame.into_data() {
-            Ok(data) => parts.push(data),
-            Err(frame) => trailers = frame.into_trailers().ok(),
+/// What was read of a body. However small its pieces are, it takes little more memory than they hold.
+struct Taken {
+    /// Most come in one piece.
+    first: Bytes,
+    /// That and the others, once there are any.
+    joined: Vec<u8>,
+    trailers: Option<HeaderMap>,
+    max_bytes: usize,
+}
+
+impl Taken {
+    fn new(max_bytes: usize) -> Self {
+        Self { first: Bytes::new(), joined: Vec::new(), trailers: None, max_bytes }
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.joined.len()
+    }
+
+    fn add(&mut self, data: Bytes) {
+        if self.len() == 0 {
+            self.first = data;
+            return;
+        }
+        let first = std::mem::take(&mut self.first);
+        self.make_room(first.len() + data.len());
+        self.joined.extend_from_slice(&first);
+        self.joined.extend_from_slice(&data);
+    }
+
+    /// Makes room for more: as much again, but none for what would be too large.
+    fn make_room(&mut self, more: usize) {
+        let needed = self.joined.len() + more;
+        if needed > self.joined.capacity() {
+            let wanted = self.joined.capacity().saturating_mul(2).min(self.max_bytes).max(needed);
+            self.joined.reserve_exact(wanted - self.joined.len());
         }
     }
-    // Most come in one piece.
-    let data = if parts.len() == 1 { parts.remove(0) } else { gathered(&parts, bytes) };
-    Whole { data, trailers }
-}
 
-fn gathered(parts: &[Bytes], bytes: usize) -> Bytes {
-    let mut data = BytesMut::with_capacity(bytes);
-    for part in parts {
-        data.extend_from_slice(part);
+    fn into_whole(self) -> Whole {
+        let data = if self.joined.is_empty() { self.first } else { Bytes::from(self.joined) };
+        Whole { data, trailers: self.trailers }
     }
-    data.freeze()
+
+    fn into_frames(self) -> VecDeque<Frame<Bytes>> {
+        let Whole { data, trailers } = self.into_whole();
+        let data = (!data.is_empty()).then_some(data).map(Frame::data);
+        data.into_iter().chain(trailers.map(Frame::trailers)).collect()
+    }
 }
 
 /// A body that passes: what was read of it, and the rest. Who waits for its end is told when this is dropped.
@@ -154,5 +181,88 @@ impl http_body::Body for Passing {
             Ok(body) => Pin::new(body).poll_frame(context),
             Err(error) => Poll::Ready(error.take().map(Err)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::StreamBody;
+    use tokio_stream::{self as stream, StreamExt as _};
+
+    use super::*;
+
+    /// A byte that is counted as long as it is kept.
+    struct Piece {
+        byte: [u8; 1],
+        _counted: Arc<()>,
+    }
+
+    impl AsRef<[u8]> for Piece {
+        fn as_ref(&self) -> &[u8] {
+            &self.byte
+        }
+    }
+
+    /// A body of so many pieces, with nothing in between, that fails if more than a few are kept.
+    fn in_pieces(count: usize) -> Body {
+        let kept = Arc::new(());
+        let pieces = stream::iter(0..count * 2).map(move |number| {
+            assert!(Arc::strong_count(&kept) <= 3, "{} pieces are kept", Arc::strong_count(&kept));
+            let piece = Piece { byte: [b'a' + (number / 2 % 26) as u8], _counted: Arc::clone(&kept) };
+            let data = if number % 2 == 0 { Bytes::from_owner(piece) } else { Bytes::new() };
+            Ok::<_, WorkError>(Frame::data(data))
+        });
+        boxed(StreamBody::new(pieces))
+    }
+
+    #[tokio::test]
+    async fn a_body_in_tiny_pieces_is_kept_in_one() {
+        const COUNT: usize = 10_000;
+        let Read::Whole(whole) = read(in_pieces(COUNT), COUNT).await else { panic!("it is not too large") };
+        assert_eq!(whole.data.len(), COUNT);
+        assert!(whole.data.starts_with(b"abcdefghijklmnopqrstuvwxyzabc"));
+
+        let Read::TooLarge(frames, rest) = read(in_pieces(COUNT), COUNT - 1).await else {
+            panic!("it is too large")
+        };
+        assert_eq!(frames.len(), 1);
+        let (body, _end) = passing(frames, Ok(rest));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), whole.data);
+    }
+
+    #[test]
+    fn no_more_room_is_made_than_may_be_needed() {
+        let mut taken = Taken::new(1_000);
+        for _ in 0..999 {
+            taken.add(Bytes::from_static(b"x"));
+            assert!(taken.joined.capacity() <= 1_000);
+        }
+        taken.add(Bytes::from_static(b"xx"));
+        assert_eq!(taken.into_whole().data.len(), 1_001);
+    }
+
+    #[tokio::test]
+    async fn trailers_come_last_whatever_was_read() {
+        let sum = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("7"))]);
+        let frames = || {
+            let end: [Result<_, WorkError>; 3] = [
+                Ok(Frame::data(Bytes::from_static(b"on"))),
+                Ok(Frame::data(Bytes::from_static(b"e"))),
+                Ok(Frame::trailers(sum.clone())),
+            ];
+            end
+        };
+        let Read::Whole(whole) = read(boxed(StreamBody::new(stream::iter(frames()))), 3).await else {
+            panic!("it is whole")
+        };
+        assert_eq!((&whole.data[..], whole.trailers.as_ref()), (&b"one"[..], Some(&sum)));
+        let broken = frames().into_iter().chain([Err("broken".into())]);
+        let Read::Broken(frames, error) = read(boxed(StreamBody::new(stream::iter(broken))), 3).await else {
+            panic!("it is broken")
+        };
+        assert_eq!((frames.len(), error.to_string().as_str()), (2, "broken"));
+        assert!(frames[0].is_data() && frames[1].is_trailers());
     }
 }

@@ -134,7 +134,7 @@ async fn handle<E: Send + 'static>(
     let mut found = Found::Nothing;
     let mut reply = Some(reply);
     let work = Box::pin(work(&options, handler, request, run.claim(), &mut found, &mut reply));
-    let ended = run.go(|_| work, |outcome: &Outcome| Ok(outcome.clone())).await;
+    let ended = run.go(|_| work, |outcome: Outcome| (Ok(outcome.clone()), outcome)).await;
     let answer = answer(ended, found, &options.wire);
     if let (Some(reply), Some(answer)) = (reply, answer) {
         // Who has hung up asks again, with the same key.
