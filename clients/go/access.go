@@ -1,10 +1,8 @@
 package onced
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,12 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/codes"
 )
-
-// How long a server is asked whether it speaks TLS.
-const probeTime = 500 * time.Millisecond
 
 // How old a token that was read from a file may be when it is sent.
 const tokenAge = 5 * time.Second
@@ -176,39 +169,6 @@ var setUpHints = []struct{ text, hint string }{
 }
 
 const clientCertificateRefused = "it does not take the certificate of this client: is that signed by the server's tls.client_ca?"
-
-// setUpHint is what to do about a server whose call ended so, if that is for somebody to set right; else it is empty.
-func (s *server) setUpHint(ctx context.Context, refusal *Refusal) string {
-	if !s.tls {
-		// It was there, and did not speak as expected. What gRPC tells of that differs with what it heard, down to nothing.
-		unheard := refusal.Code == codes.Unavailable || refusal.Code == codes.DeadlineExceeded
-		if unheard && !strings.Contains(refusal.Message, notDialled) && speaksTLS(ctx, s.address) {
-			return "it speaks TLS: write https:// in front of its address"
-		}
-		return ""
-	}
-	for _, known := range setUpHints {
-		if strings.Contains(refusal.Message, known.text) {
-			return known.hint
-		}
-	}
-	return ""
-}
-
-// speaksTLS asks a server for a handshake, which shows nothing and is not gone on with.
-func speaksTLS(ctx context.Context, address string) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	// Who it is does not matter: nothing is sent.
-	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}
-	connection, err := dialer.DialContext(ctx, "tcp", address)
-	if err == nil {
-		_ = connection.Close() // It was for nothing but this.
-		return true
-	}
-	var alert tls.AlertError
-	return errors.As(err, &alert) || strings.Contains(err.Error(), "remote error: tls:")
-}
 
 // splitAddress checks an address as it is dialled.
 func splitAddress(address string) (host string, ok bool) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 
 	"onced.dev/go/onced/internal/testserver"
@@ -164,14 +165,24 @@ func TestTheSameHoldsForARealServer(t *testing.T) {
 }
 
 func TestAClientThatWasAnsweredBeforeSitsItOut(t *testing.T) {
-	ours := newAuthority(t)
-	server := startFake(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{ours.sign(t, "s", forLoopback())}})))
-	client := connect(t, "http://"+server.address, WithTimeout(300*time.Millisecond))
+	client := connect(t, "https://"+startFake(t).address, WithTimeout(300*time.Millisecond))
 	client.transport.reached.Store(true)
 	_, err := Run(t.Context(), client, "k", mustNotRun(t), FailOpen(100*time.Millisecond))
 	var unavailable *UnavailableError
-	if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "write https://") {
+	if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "write http://") {
 		t.Error(err)
+	}
+}
+
+func TestNoServerIsAskedForTLSOnceOneHasAnswered(t *testing.T) {
+	ours := newAuthority(t)
+	fake := startFake(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{ours.sign(t, "s", forLoopback())}})))
+	broken := &Refusal{Code: codes.Unavailable, Message: "the connection broke"}
+	for reached, want := range map[bool]bool{false: true, true: false} {
+		hint := (&server{address: fake.address}).setUpHint(t.Context(), broken, reached)
+		if asked := hint != ""; asked != want {
+			t.Errorf("after an answer %v: %q", reached, hint)
+		}
 	}
 }
 

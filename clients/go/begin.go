@@ -38,6 +38,7 @@ func (c *Client) newRun(key string, options []RunOption) (*run, error) {
 	for _, option := range options {
 		option(&r.runSettings)
 	}
+	r.wait, r.failOpen = min(r.wait, longestTime), min(r.failOpen, longestTime)
 	// What cannot be sent would fail as if a connection had broken.
 	for _, text := range []string{r.request.GetKey(), r.request.GetNamespace(), r.request.GetOwner()} {
 		if !utf8.ValidString(text) {
@@ -48,7 +49,7 @@ func (c *Client) newRun(key string, options []RunOption) (*run, error) {
 }
 
 // begin asks, with one request id, until the key is ours, has an outcome, is in doubt, or the wait is over. Where ctx ends
-// before, a claim that nobody heard of is given back in the background.
+// before, or the answer is an error, a claim that nobody heard of is given back in the background.
 func (r *run) begin(ctx context.Context) (answer[*oncedv1.BeginResponse], error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -58,7 +59,6 @@ func (r *run) begin(ctx context.Context) (answer[*oncedv1.BeginResponse], error)
 	}
 
 	begun, err := r.ask(ctx)
-	var unavailable *UnavailableError
 	switch {
 	case ctx.Err() != nil && begun.message.GetClaim() != nil:
 		r.client.inBackground(func() { r.releaseUnused(begun.message.GetClaim()) })
@@ -66,31 +66,39 @@ func (r *run) begin(ctx context.Context) (answer[*oncedv1.BeginResponse], error)
 	case ctx.Err() != nil && err != nil:
 		r.giveBackUnheard()
 		return begun, givenUp(ctx)
-	case errors.As(err, &unavailable) && unavailable.unsettled:
+	case err != nil && begun.unsettled && !errors.Is(err, errOutage): // The work is to run where it is an outage.
 		r.giveBackUnheard()
 	}
 	return begun, err
 }
 
-func (r *run) ask(ctx context.Context) (answer[*oncedv1.BeginResponse], error) {
+// ask says of all its calls whether one is unsettled.
+func (r *run) ask(ctx context.Context) (begun answer[*oncedv1.BeginResponse], err error) {
 	clock := r.client.clock
 	started := clock()
 	until := started + r.wait
 	openAt := started + r.failOpen
 	mayOpen := r.failOpen > 0
-	for longest := firstPoll; ; longest = min(longest*2, lastPoll) {
+	unsettled := false
+	for longest := firstPoll; ; {
 		poll := longest
 		if !r.forever {
 			poll = max(min(poll, until-clock()), 0)
 		}
+		if mayOpen {
+			poll = 0 // A server that waits for the holder is not silent.
+		} else {
+			longest = min(longest*2, lastPoll)
+		}
 		patience := r.client.patience(poll)
 		if mayOpen {
-			// Each server is asked before none is said to be there, and has time to answer when its wait is over.
+			// Each server is asked before none is said to be there.
 			slice := max(r.failOpen/time.Duration(len(r.client.transport.servers)), time.Millisecond)
-			poll = min(poll, slice/2)
 			patience.attempt, patience.total = min(patience.attempt, slice), openAt-clock()
 		}
-		begun, err := r.poll(ctx, poll, patience)
+		begun, err = r.poll(ctx, poll, patience)
+		unsettled = unsettled || begun.unsettled
+		begun.unsettled = unsettled
 		if err != nil {
 			var unavailable *UnavailableError
 			if !mayOpen || !errors.As(err, &unavailable) {

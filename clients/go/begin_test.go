@@ -3,6 +3,7 @@ package onced
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"path/filepath"
 	"strings"
@@ -154,6 +155,37 @@ func TestABeginWhoseAnswersAreLostIsGivenBackWhenItsTimeIsUp(t *testing.T) {
 	server.until(t, "Release", 1)
 }
 
+func TestABeginWhoseAnswerIsLostIsGivenBackWhateverComesOfTheNext(t *testing.T) {
+	for name, last := range map[string]error{
+		"refused":  refusal(codes.PermissionDenied, "ACCESS_DENIED"),
+		"finished": nil, // By an answer that holds nothing known.
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := startFake(t)
+			server.begin = func(_ context.Context, request *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
+				switch {
+				case request.GetWait() == nil:
+					return granted(7, time.Minute), nil
+				case len(server.asked("Begin")) == 1:
+					return nil, status.Error(codes.Unavailable, "the connection broke")
+				default:
+					return &oncedv1.BeginResponse{}, last
+				}
+			}
+			// The answer was lost before the call that is refused, or in the same one.
+			for _, options := range [][]RunOption{nil, {FailOpen(hangs)}} {
+				if _, err := Run(t.Context(), connect(t, server.address), "k", mustNotRun(t), options...); !errors.Is(err, ErrNotBegun) {
+					t.Error(err)
+				}
+				server.until(t, "Release", 1)
+				server.mu.Lock()
+				clear(server.seen)
+				server.mu.Unlock()
+			}
+		})
+	}
+}
+
 func TestTheNextServerIsTriedAtOnceAndTheOneThatAnsweredIsKept(t *testing.T) {
 	away, server := startFake(t), startFake(t)
 	away.begin = func(ctx context.Context, _ *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
@@ -278,6 +310,9 @@ func TestNoRunFailsOpenOnceAServerHasSaidAnythingButUnavailable(t *testing.T) {
 		"unavailable":                      {[]error{refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, true},
 		"not of onced":                     {[]error{status.Error(codes.Unavailable, "no backend")}, true},
 		"a deadline, then unavailable":     {[]error{refusal(codes.DeadlineExceeded, "DEADLINE_EXCEEDED"), refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, false},
+		"unknown, of another server":       {[]error{status.Error(codes.Unknown, "no"), refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, false},
+		"cancelled by another server":      {[]error{status.Error(codes.Canceled, "no"), refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, false},
+		"internal, of another server":      {[]error{status.Error(codes.Internal, "no"), refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, false},
 		"held, then unavailable":           {[]error{nil, refusal(codes.Unavailable, "STORE_UNAVAILABLE")}, false},
 		"unavailable, then held, then not": {[]error{refusal(codes.Unavailable, "OVERLOADED"), nil, refusal(codes.Unavailable, "OVERLOADED")}, false},
 	} {
@@ -314,6 +349,82 @@ func TestARunThatMayFailOpenHearsOfAHolderBeforeItDoes(t *testing.T) {
 	_, err := Run(t.Context(), connect(t, server.address), "k", mustNotRun(t), FailOpen(400*time.Millisecond), Wait(time.Second))
 	if !errors.Is(err, ErrInProgress) {
 		t.Error(err)
+	}
+}
+
+func TestARunThatMayFailOpenAsksForNoWait(t *testing.T) {
+	server := startFake(t)
+	server.begin = func(context.Context, *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
+		if len(server.asked("Begin")) == 1 {
+			return held("anna"), nil
+		}
+		return granted(7, time.Minute), nil
+	}
+	if _, err := Run(t.Context(), connect(t, server.address), "k", returns(1), FailOpen(hangs)); err != nil {
+		t.Fatal(err)
+	}
+	asked := waits(server.asked("Begin"))
+	if len(asked) != 2 || asked[0] != 0 || asked[1] != firstPoll {
+		t.Errorf("the waits were %v", asked)
+	}
+}
+
+func TestNoRunFailsOpenOnceItsTokenWasRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	write(t, file, "old\n")
+	server := startFake(t)
+	server.begin = func(ctx context.Context, _ *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
+		if metadata.ValueFromIncomingContext(ctx, "authorization")[0] == "Bearer old" {
+			write(t, file, "new\n")
+			return nil, refusal(codes.Unauthenticated, "CREDENTIALS_EXPIRED")
+		}
+		return nil, status.Error(codes.Unavailable, "no backend")
+	}
+	client := connect(t, server.address, WithTokenFile(file), WithTimeout(300*time.Millisecond))
+	_, err := Run(t.Context(), client, "k", mustNotRun(t), FailOpen(200*time.Millisecond), Wait(0))
+	var unavailable *UnavailableError
+	if !errors.As(err, &unavailable) {
+		t.Error(err)
+	}
+}
+
+func TestNoRunFailsOpenForAHostThatNobodyKnows(t *testing.T) {
+	client := connect(t, "onced..internal:7411", WithTimeout(300*time.Millisecond))
+	_, err := Run(t.Context(), client, "k", mustNotRun(t), FailOpen(100*time.Millisecond), Wait(0))
+	var unavailable *UnavailableError
+	if !errors.As(err, &unavailable) || !unavailable.Last.isUnknownHost() {
+		t.Error(err)
+	}
+	// Once it was known, it is an outage.
+	client.transport.reached.Store(true)
+	done, err := Run(t.Context(), client, "k", returns(1), FailOpen(100*time.Millisecond))
+	if err != nil || done.Protected {
+		t.Errorf("%+v, %v", done, err)
+	}
+}
+
+func TestVeryLongTimesAreTimes(t *testing.T) {
+	for name, options := range map[string][]RunOption{
+		"wait":      {Wait(math.MaxInt64)},
+		"fail open": {Wait(math.MaxInt64), FailOpen(math.MaxInt64)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := startFake(t)
+			server.begin = func(ctx context.Context, _ *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
+				switch len(server.asked("Begin")) {
+				case 1:
+					return nil, pushedBack(ctx, "1")
+				case 2:
+					return held("anna"), nil
+				default:
+					return granted(7, time.Minute), nil
+				}
+			}
+			client := connect(t, server.address, WithTimeout(math.MaxInt64))
+			if _, err := Run(t.Context(), client, "k", returns(1), options...); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

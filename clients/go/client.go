@@ -47,6 +47,7 @@ func New(servers string, options ...Option) (*Client, error) {
 	if s.timeout <= 0 {
 		return nil, setUpErrorf("calls cannot be tried for %v: say more by WithTimeout", s.timeout)
 	}
+	s.timeout = min(s.timeout, longestTime)
 	transport, err := newTransport(splitServers(servers), &s.access, s.clock, s.log)
 	if err != nil {
 		return nil, err

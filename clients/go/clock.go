@@ -11,6 +11,9 @@ import (
 // not, so nothing sleeps much longer than it may be late.
 const tick = 500 * time.Millisecond
 
+// The longest time that is counted with: a century, of which some can be added up.
+const longestTime = 100 * 365 * 24 * time.Hour
+
 // A moment is a time on a clock, counted from a start of the clock's own: only differences mean anything.
 type moment = time.Duration
 

@@ -18,6 +18,9 @@ const errorDomain = "onced.dev"
 // What gRPC says of a server that cannot be reached.
 const notDialled = "while dialing"
 
+// What the system says of a host whose name nobody knows.
+const unknownHost = "no such host"
+
 // ErrClosed is why nothing begins any more: the client was closed.
 var ErrClosed = errors.New("the client is closed")
 
@@ -74,6 +77,11 @@ func (r *Refusal) mayHaveBeenDone() bool {
 	return true
 }
 
+// isUnknownHost is true if nobody knows the name of the host.
+func (r *Refusal) isUnknownHost() bool {
+	return strings.Contains(r.Message, notDialled) && strings.Contains(r.Message, unknownHost)
+}
+
 // An UnavailableError says that no server could do it before the caller's time was up. What became of the call is
 // unknown, and the same call may be sent again.
 type UnavailableError struct {
@@ -84,7 +92,7 @@ type UnavailableError struct {
 	// What the last attempt ended with. It has a reason if a server answered at all.
 	Last *Refusal
 
-	told, setUp, unsettled bool
+	told, setUp bool
 }
 
 // Error tells whether a server was there and could not do it, or none was.

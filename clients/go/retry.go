@@ -3,6 +3,7 @@ package onced
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -16,6 +17,8 @@ const (
 	firstPause = 50 * time.Millisecond
 	// The longest pause between rounds, before jitter.
 	longestPause = 2 * time.Second
+	// What gRPC says of an answer that is not its own.
+	notGRPC = "unexpected HTTP status code received from server"
 	// By gRPC's retry design: in how many milliseconds to try again, or anything else for never.
 	pushbackHeader = "grpc-retry-pushback-ms"
 )
@@ -41,7 +44,7 @@ func adviceOf(failed *status.Status, trailer metadata.MD) advice {
 	}
 	for _, detail := range failed.Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return advice{again: true, pushback: max(info.GetRetryDelay().AsDuration(), 0)}
+			return advice{again: true, pushback: min(max(info.GetRetryDelay().AsDuration(), 0), longestTime)}
 		}
 	}
 	return advice{again: true}
@@ -89,12 +92,32 @@ type tries struct {
 	pushback time.Duration
 	// The last attempt that a server answered with a reason.
 	answered *Refusal
-	// Whether a server of onced answered with anything but UNAVAILABLE.
+	// Whether a server answered with anything but UNAVAILABLE, of onced or not.
 	told bool
-	// Whether an attempt failed by how client or server are set up.
+	// Whether an attempt failed by how client or server are set up, or for a host that nobody knows.
 	setUp bool
 	// Whether an attempt may have been carried out, although it was not answered.
 	unsettled bool
+}
+
+// heard takes down that a server answered.
+func (t *transport) heard(try *tries, refusal *Refusal) {
+	try.told = try.told || refusal.Code != codes.Unavailable
+	if refusal.Reason != "" {
+		t.reached.Store(true)
+		try.answered = refusal
+	}
+}
+
+// isAnswer is true if what looks like a broken connection was sent by a server, such as a proxy in front of onced.
+func isAnswer(failed *status.Status, trailer metadata.MD) bool {
+	switch failed.Code() {
+	case codes.Canceled, codes.Unknown, codes.Internal:
+		// Only what was sent has a type.
+		return len(trailer.Get("content-type")) > 0 || strings.HasPrefix(failed.Message(), notGRPC)
+	default:
+		return false
+	}
 }
 
 // next waits for the next attempt, after one at server came to nothing. It fails if that would not help, or there is no
@@ -102,11 +125,12 @@ type tries struct {
 func (t *transport) next(ctx context.Context, try *tries, server *server, failed *status.Status, trailer metadata.MD) error {
 	refusal := refusalOf(failed)
 	try.attempts++
-	if refusal.Reason != "" {
-		t.reached.Store(true)
-		try.answered = refusal
-		try.told = try.told || refusal.Code != codes.Unavailable
-	} else if hint := server.setUpHint(ctx, refusal); hint != "" {
+	if refusal.Reason != "" || isAnswer(failed, trailer) {
+		t.heard(try, refusal)
+	} else if !t.reached.Load() && refusal.isUnknownHost() && len(trailer) == 0 {
+		// It may be known later, so that this is gone on with; but it is no outage.
+		try.setUp = true
+	} else if hint := server.setUpHint(ctx, refusal, t.reached.Load()); hint != "" {
 		try.setUp = true
 		refusal.Message = server.name + ": " + refusal.Message + "; " + hint
 		// A client that was answered before sits it out: certificates are renewed, servers replaced.
@@ -145,6 +169,6 @@ func (t *transport) unavailable(try *tries, last *Refusal, left time.Duration) e
 	}
 	return &UnavailableError{
 		Servers: t.names(), Tried: try.total - left, Last: last,
-		told: try.told, setUp: try.setUp, unsettled: try.unsettled,
+		told: try.told, setUp: try.setUp,
 	}
 }

@@ -1,6 +1,7 @@
 package onced
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -41,6 +42,27 @@ func TestOnlyWhatMayPassIsRepeated(t *testing.T) {
 	}
 }
 
+func TestABrokenConnectionIsNoAnswer(t *testing.T) {
+	sent := metadata.Pairs("content-type", "application/grpc")
+	for _, test := range []struct {
+		failed  *status.Status
+		trailer metadata.MD
+		answer  bool
+	}{
+		{status.New(codes.Internal, "stream terminated by RST_STREAM with error code: INTERNAL_ERROR"), nil, false},
+		{status.New(codes.Unknown, "no"), nil, false},
+		{status.New(codes.Unknown, "no"), sent, true},
+		{status.New(codes.Canceled, "no"), sent, true},
+		{status.New(codes.Internal, "no"), sent, true},
+		{status.New(codes.Unavailable, "no"), sent, false},
+		{status.New(codes.Unknown, "unexpected HTTP status code received from server: 500 (Internal Server Error)"), nil, true},
+	} {
+		if answer := isAnswer(test.failed, test.trailer); answer != test.answer {
+			t.Errorf("%v: %v", test.failed, answer)
+		}
+	}
+}
+
 func TestAPushbackIsReadFromMetadataOrRetryInfo(t *testing.T) {
 	failed := status.Convert(refusal(codes.Unavailable, "OVERLOADED"))
 	for text, want := range map[string]advice{
@@ -56,6 +78,13 @@ func TestAPushbackIsReadFromMetadataOrRetryInfo(t *testing.T) {
 	}
 	if say := adviceOf(later, nil); say != (advice{true, 3 * time.Second}) {
 		t.Errorf("%+v", say)
+	}
+	never, err := status.New(codes.Unavailable, "later").WithDetails(&errdetails.RetryInfo{RetryDelay: &durationpb.Duration{Seconds: math.MaxInt64}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pause := pauseBefore(1, 1, adviceOf(never, nil).pushback); pause < 24*time.Hour {
+		t.Errorf("it is asked again after %v", pause)
 	}
 }
 

@@ -54,6 +54,8 @@ type server struct {
 	// HOST:PORT.
 	address string
 	tls     bool
+	// Whether it was called without TLS, and said that it speaks nothing else. Not since it answered a call.
+	saidTLSOnly atomic.Bool
 	// Connected at first use: a client can be made before there is a server.
 	connections [lanes]*grpc.ClientConn
 }
@@ -135,7 +137,7 @@ func (s *server) open(access *access) error {
 		return setUpErrorf("a token would go to %s for all to read: write https://, or say WithTokenInPlaintext", s.name)
 	}
 	for lane := range s.connections {
-		connection, err := grpc.NewClient("passthrough:///"+s.address, dialOptions(shown)...)
+		connection, err := grpc.NewClient("passthrough:///"+s.address, s.dialOptions(shown)...)
 		if err != nil {
 			return setUpErrorf("%q is no address of a server: %v", s.name, err)
 		}
@@ -145,8 +147,8 @@ func (s *server) open(access *access) error {
 }
 
 // dialOptions leave all retries and all choice of servers to the transport.
-func dialOptions(shown credentials.TransportCredentials) []grpc.DialOption {
-	return []grpc.DialOption{
+func (s *server) dialOptions(shown credentials.TransportCredentials) []grpc.DialOption {
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(shown),
 		grpc.WithUserAgent("onced-go/" + Version),
 		grpc.WithDisableRetry(),
@@ -158,6 +160,10 @@ func dialOptions(shown credentials.TransportCredentials) []grpc.DialOption {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 	}
+	if !s.tls {
+		options = append(options, grpc.WithContextDialer(s.dial))
+	}
+	return options
 }
 
 // close ends all connections, and the calls on them.
@@ -198,6 +204,8 @@ type method[Q, A any] func(oncedv1.IdempotencyServiceClient, context.Context, Q,
 type answer[A any] struct {
 	message A
 	sent    moment
+	// Whether an attempt may have been carried out although it was not answered, also where the call failed.
+	unsettled bool
 }
 
 // call sends a call until it is answered, refused, out of time, or ctx ends.
@@ -217,20 +225,22 @@ func call[Q, A any](ctx context.Context, t *transport, lane lane, patience patie
 		cancel()
 		if err == nil {
 			t.reached.Store(true)
-			return answer[A]{message, sent}, nil
+			server.saidTLSOnly.Store(false)
+			return answer[A]{message, sent, try.unsettled}, nil
 		}
 		if ctx.Err() != nil {
-			return answer[A]{}, givenUp(ctx)
+			return answer[A]{unsettled: true}, givenUp(ctx)
 		}
 		failed := status.Convert(err)
 		if failed.Code() == codes.Unauthenticated && token != "" && t.bearer.renewed(token, t.clock()) {
+			t.heard(&try, refusalOf(failed))
 			continue // A file is changed a few times at most, so nobody goes round here for long.
 		}
 		if silent && refusalOf(failed).Reason == "" {
 			failed = status.Newf(codes.DeadlineExceeded, "%s did not answer within %v", server.name, most.Round(time.Millisecond))
 		}
 		if err := t.next(ctx, &try, server, failed, trailer); err != nil {
-			return answer[A]{}, err
+			return answer[A]{unsettled: try.unsettled}, err
 		}
 	}
 }

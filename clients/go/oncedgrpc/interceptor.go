@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -56,7 +57,8 @@ type settings struct {
 	log             *slog.Logger
 }
 
-// Methods are those whose calls run once, such as "/shop.v1.Orders/Create"; all others pass. All without it.
+// Methods are those whose calls run once, such as "/shop.v1.Orders/Create"; all others pass. All without it, but for gRPC's
+// own, such as those of /grpc.health.v1.Health: who asks them has no keys.
 func Methods(methods ...string) Option {
 	return func(s *settings) {
 		s.methods = map[string]bool{}
@@ -112,7 +114,7 @@ func UnaryServerInterceptor(client *onced.Client, options ...Option) grpc.UnaryS
 	}
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		keys := metadata.ValueFromIncomingContext(ctx, keyHeader)
-		if (s.methods != nil && !s.methods[info.FullMethod]) || (s.optional && len(keys) == 0) {
+		if !s.takesKeys(info.FullMethod) || (s.optional && len(keys) == 0) {
 			return handler(ctx, request)
 		}
 		key, code := s.key(ctx, keys, request)
@@ -122,6 +124,13 @@ func UnaryServerInterceptor(client *onced.Client, options ...Option) grpc.UnaryS
 		c := call{settings: &s, client: client, info: info, handler: handler, request: request}
 		return c.run(ctx, key)
 	}
+}
+
+func (s *settings) takesKeys(fullMethod string) bool {
+	if s.methods != nil {
+		return s.methods[fullMethod]
+	}
+	return !strings.HasPrefix(fullMethod, "/grpc.")
 }
 
 // key is that of the call in onced; or why there is none.

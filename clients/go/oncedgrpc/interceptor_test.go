@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -44,7 +46,8 @@ type house struct {
 	handle func(context.Context, *oncedv1.ListRequest) (*oncedv1.ListResponse, error)
 	runs   atomic.Int64
 	oncedv1.AdminServiceClient
-	watch oncedv1.IdempotencyServiceClient
+	watch  oncedv1.IdempotencyServiceClient
+	health healthv1.HealthClient
 }
 
 // A shop is the side of the house that serves.
@@ -71,6 +74,7 @@ func open(t *testing.T, servers string, handle func(context.Context, *oncedv1.Li
 	)
 	oncedv1.RegisterAdminServiceServer(serving, &shop{house: h})
 	oncedv1.RegisterIdempotencyServiceServer(serving, oncedv1.UnimplementedIdempotencyServiceServer{})
+	healthv1.RegisterHealthServer(serving, health.NewServer())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +85,7 @@ func open(t *testing.T, servers string, handle func(context.Context, *oncedv1.Li
 		t.Fatal(err)
 	}
 	h.AdminServiceClient, h.watch = oncedv1.NewAdminServiceClient(connection), oncedv1.NewIdempotencyServiceClient(connection)
+	h.health = healthv1.NewHealthClient(connection)
 	t.Cleanup(func() {
 		_ = connection.Close()
 		serving.GracefulStop()
@@ -170,6 +175,16 @@ func TestCallsWithoutAUsableKeyAreRefused(t *testing.T) {
 		}
 		h.ran(t, 1)
 	}
+}
+
+func TestWhoAsksForHealthNeedsNoKeyUnlessThatWasSaid(t *testing.T) {
+	h := open(t, server.Address, empty)
+	if _, err := h.health.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
+		t.Error(err)
+	}
+	h = open(t, server.Address, empty, oncedgrpc.Methods(healthv1.Health_Check_FullMethodName))
+	_, err := h.health.Check(t.Context(), &healthv1.HealthCheckRequest{})
+	refused(t, err, codes.InvalidArgument, "IDEMPOTENCY_KEY_MISSING")
 }
 
 func TestAMethodThatStreamsTakesNoKey(t *testing.T) {

@@ -179,17 +179,22 @@ func (e *exchange) handle(ctx context.Context, claim *onced.Claim) (*oncedv1.Out
 	e.next.ServeHTTP(recorder, request)
 	recorder.finish()
 	e.recorder = recorder
+	if recorder.refused != nil {
+		return nil, onced.Fail(onced.InDoubt, recorder.refused) // Whatever was said since: it is gone.
+	}
 	if err := decision.verdict(recorder.status); err != nil {
 		return nil, err
 	}
-	if recorder.refused == nil && !recorder.passing {
+	switch {
+	case recorder.passing:
+		return nil, onced.Fail(onced.InDoubt, errTooLarge) // It was to be stored when it had begun to pass.
+	case recorder.endless:
+		recorder.refused = errEndless
+	default:
 		var outcome *oncedv1.Outcome
 		if outcome, recorder.refused = recorder.outcome(e.headers); recorder.refused == nil {
 			return outcome, nil
 		}
-	}
-	if recorder.refused == nil {
-		return nil, onced.Fail(onced.InDoubt, errTooLarge) // It was to be stored when it had begun to pass.
 	}
 	return nil, onced.Fail(onced.InDoubt, recorder.refused)
 }

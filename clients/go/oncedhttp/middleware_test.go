@@ -209,6 +209,14 @@ func TestRequestsWithoutAUsableKeyAreRefused(t *testing.T) {
 	h.ran(t, 2)
 }
 
+func TestMethodsAreNamedInAnyCase(t *testing.T) {
+	h := open(t, server.Address, func(http.ResponseWriter, *http.Request) {}, oncedhttp.Methods("put"))
+	for range 2 {
+		h.send(t, h.request(t, http.MethodPut, "/orders", key(t), "x"))
+	}
+	h.ran(t, 1)
+}
+
 func TestAKeyBelongsToItsScope(t *testing.T) {
 	h := open(t, server.Address, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(r.Header.Get("X-Account")))
@@ -219,6 +227,9 @@ func TestAKeyBelongsToItsScope(t *testing.T) {
 		}
 	}
 	refused(t, h.post(t, key(t), "x"), 400, "SCOPE_MISSING")
+	refused(t, h.post(t, key(t), "x", "X-Account", "acme", "X-Account", "other"), 400, "SCOPE_MISSING")
+	refused(t, h.post(t, key(t), "x", "X-Account", "café"), 400, "SCOPE_MISSING")
+	refused(t, h.post(t, key(t), "x", "X-Account", "ac\tme"), 400, "SCOPE_MISSING")
 	h.ran(t, 2)
 }
 
@@ -298,10 +309,19 @@ func TestWhatBecomesOfAnAnswerGoesByItsStatusUnlessTheHandlerSaysSo(t *testing.T
 func TestAnAnswerThatCannotBeStoredIsRefusedAndItsKeyInDoubt(t *testing.T) {
 	large := strings.Repeat("x", 70_000)
 	for name, handler := range map[string]http.HandlerFunc{
-		"too large": func(w http.ResponseWriter, _ *http.Request) {
+		"too large": func(w http.ResponseWriter, r *http.Request) {
 			if _, err := io.WriteString(w, large); err == nil {
 				t.Error("it was taken")
 			}
+			select {
+			case <-r.Context().Done(): // It would go on for nothing.
+			case <-time.After(hangs):
+				t.Error("it was not told")
+			}
+		},
+		"too large, and given up then": func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, large)
+			oncedhttp.Release(r.Context(), onced.Retry)
 		},
 		"too large by its headers": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Link", strings.Repeat("x", 40_000))
@@ -320,6 +340,10 @@ func TestAnAnswerThatCannotBeStoredIsRefusedAndItsKeyInDoubt(t *testing.T) {
 			if _, _, err := w.(http.Hijacker).Hijack(); err == nil {
 				t.Error("it was upgraded")
 			}
+		},
+		"an upgrade, then a refusal": func(w http.ResponseWriter, _ *http.Request) {
+			_, _, _ = w.(http.Hijacker).Hijack()
+			http.Error(w, "not upgraded", http.StatusBadRequest)
 		},
 		"1xx":            func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusEarlyHints) },
 		"no UTF-8":       func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Location", "/\xff") },
@@ -351,6 +375,42 @@ func TestAnAnswerThatIsNotToBeStoredPassesHoweverLarge(t *testing.T) {
 		}
 	}
 	h.ran(t, 2)
+}
+
+func TestAnAnswerThatIsNotToBeStoredPassesHoweverItBegan(t *testing.T) {
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		status  int
+		body    string
+	}{
+		"an upgrade": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _, err := w.(http.Hijacker).Hijack()
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}, 500, "an answer that streams"},
+		"1xx": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusEarlyHints)
+			http.Error(w, "broken", http.StatusBadGateway)
+		}, 502, "broken"},
+		"events": {func(w http.ResponseWriter, r *http.Request) {
+			oncedhttp.Release(r.Context(), onced.Retry)
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, "data: 1\n\n")
+			w.(http.Flusher).Flush()
+			if r.Context().Err() != nil {
+				t.Error("it was told to end")
+			}
+		}, 200, "data: 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := open(t, server.Address, test.handler)
+			for range 2 {
+				if a := h.post(t, key(t), "x"); a.StatusCode != test.status || !strings.HasPrefix(a.body, test.body) {
+					t.Errorf("%d %s", a.StatusCode, a.body)
+				}
+			}
+			h.ran(t, 2)
+		})
+	}
 }
 
 func TestTheHandlerGoesOnWhenItsCallerHangsUpAndItsAnswerIsStored(t *testing.T) {

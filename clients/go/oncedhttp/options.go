@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"onced.dev/go/onced"
@@ -46,7 +47,7 @@ func Methods(methods ...string) Option {
 	return func(s *settings) {
 		s.methods = map[string]bool{}
 		for _, method := range methods {
-			s.methods[method] = true
+			s.methods[strings.ToUpper(method)] = true
 		}
 	}
 }
@@ -63,9 +64,16 @@ func Scope(of func(*http.Request) string) Option {
 	return func(s *settings) { s.scope = of }
 }
 
-// ScopeHeader is [Scope] by the header of that name. Let only those set it who are trusted to, such as a gateway.
+// ScopeHeader is [Scope] by the header of that name. Let only those set it who are trusted to, such as a gateway. A request
+// with more than one of it, or with one that is not printable ASCII, is refused like one without.
 func ScopeHeader(name string) Option {
-	return Scope(func(r *http.Request) string { return r.Header.Get(name) })
+	return Scope(func(r *http.Request) string {
+		values := r.Header.Values(name)
+		if len(values) != 1 || strings.ContainsFunc(values[0], func(char rune) bool { return char < ' ' || char > '~' }) {
+			return ""
+		}
+		return values[0]
+	})
 }
 
 // With says how each request is run: [onced.Namespace], [onced.Wait] (10 s without it; 0 answers at once),

@@ -71,9 +71,11 @@ type recorder struct {
 	status int
 	sent   http.Header
 	body   []byte
-	// Why it cannot be stored.
+	// Whether the handler began with 1xx, or asked for the connection, which it did not get. Its answer is not stored then.
+	endless bool
+	// Why it cannot be stored, and is not held any more.
 	refused error
-	// Whether it goes to the caller as it comes: it is not to be stored, and larger than what is held.
+	// Whether it goes to the caller as it comes: it is not to be stored, and larger than what is held or without end.
 	passing bool
 }
 
@@ -97,21 +99,33 @@ func (r *recorder) WriteHeader(status int) {
 	case status < 100 || status > 999:
 		panic(fmt.Sprintf("invalid WriteHeader code %v", status)) // As net/http does, while the handler still runs.
 	case status < 200:
-		r.refuse(errEndless)
+		r.endless = true
 		return
 	}
 	r.status, r.sent = status, r.header.Clone()
 	media, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
-	if media == "text/event-stream" {
+	switch events := media == "text/event-stream"; {
+	case !events:
+	case r.decision.verdict(status) == nil:
 		r.refuse(errEndless)
-		r.cancel() // It may wait for nothing but this.
+	default:
+		r.pass()
 	}
 }
 
+// refuse ends what a handler goes on with for nothing.
 func (r *recorder) refuse(why error) {
 	if r.refused == nil {
 		r.refused, r.body = why, nil
+		r.cancel()
 	}
+}
+
+// pass hands out what is held, and from now on what comes.
+func (r *recorder) pass() {
+	r.passing = true
+	r.writeTo(r.to)
+	r.body = nil
 }
 
 // Write holds the bytes, or fails where they cannot be stored.
@@ -126,6 +140,9 @@ func (r *recorder) Write(data []byte) (int, error) {
 		return 0, http.ErrBodyNotAllowed
 	case r.passing:
 		return r.to.Write(data)
+	case r.endless && r.decision.verdict(r.status) == nil:
+		r.refuse(errEndless)
+		return 0, r.refused
 	case int64(len(r.body))+int64(len(data)) <= r.most:
 		r.body = append(r.body, data...)
 		return len(data), nil
@@ -133,21 +150,23 @@ func (r *recorder) Write(data []byte) (int, error) {
 		r.refuse(errTooLarge)
 		return 0, r.refused
 	}
-	r.passing = true
-	r.writeTo(r.to)
+	r.pass()
 	return r.to.Write(data)
 }
 
-// Flush begins the answer. Nothing of it leaves before it is stored.
+// Flush begins the answer. Nothing of it leaves before it is stored, unless it is not to be.
 func (r *recorder) Flush() {
 	if r.status == 0 && r.refused == nil {
 		r.WriteHeader(http.StatusOK)
+	}
+	if r.passing {
+		_ = http.NewResponseController(r.to).Flush() // Where that cannot be, it leaves later.
 	}
 }
 
 // Hijack fails: what happens on a connection of the handler's own cannot be stored.
 func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	r.refuse(errEndless)
+	r.endless = true
 	return nil, nil, errEndless
 }
 
