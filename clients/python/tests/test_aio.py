@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -332,6 +333,32 @@ def test_a_loop_that_ends_drops_neither_outcome_nor_release(
         assert process.wait(HANGS) == 0
     faults.clear()
     assert direct.state(key) == state
+
+
+async def test_work_that_is_not_async_has_run(client: onced.AsyncClient, key: str) -> None:
+    for ran_here in (True, False):
+        done = await client.once(key).run(lambda claim: claim.attempt)  # type: ignore[arg-type, return-value]
+        assert (done.value, done.ran_here) == (1, ran_here)
+
+
+async def test_a_thread_outlasts_a_cancellation(client: onced.AsyncClient, direct: Direct, key: str) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def work() -> int:
+        started.set()
+        assert go.wait(HANGS)
+        return onced.AsyncClaim.current().attempt
+
+    run = asyncio.create_task(client.once(key).run(lambda _: onced.to_thread(work)))
+    await eventually(started.is_set)
+    for _ in range(2):
+        run.cancel()
+        await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(direct.state, key) == "in_progress"
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert direct.state(key) == "completed"
 
 
 async def test_the_decorator(client: onced.AsyncClient, key: str) -> None:

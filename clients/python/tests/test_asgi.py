@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import uvicorn
-from conftest import HANGS, Direct, Faults, Server, lose
+from conftest import HANGS, Direct, Faults, Server, lose, refuse
 from fastapi import FastAPI
 from fastapi import Response as FastResponse
 from starlette.applications import Starlette
@@ -49,6 +50,7 @@ class Shop:
             "raise": self.fail,
             "large": lambda: PlainTextResponse("x" * (2 << 20)),
             "events": lambda: StreamingResponse(self.forever(), media_type="text/event-stream"),
+            "endless": self.endless,
             "background": lambda: PlainTextResponse("soon", background=BackgroundTask(self.later)),
             "many": self.many,
             "not-text": lambda: Response(headers={"location": "/é"}),
@@ -84,10 +86,13 @@ class Shop:
         await asyncio.sleep(0.05)
         self.background.append("done")
 
-    async def forever(self) -> AsyncIterator[bytes]:
+    def endless(self) -> Response:
+        return StreamingResponse(self.forever(b"x" * 65536), media_type="text/plain")
+
+    async def forever(self, part: bytes = b"data: x\n\n") -> AsyncIterator[bytes]:
         while True:
             self.streamed.append("x")
-            yield b"data: x\n\n"
+            yield part
             await asyncio.sleep(0.01)
 
 
@@ -246,10 +251,11 @@ def test_a_handler_that_raises_goes_by_the_rule(server: str, shop: Shop, direct:
 def test_an_answer_that_cannot_be_stored_is_refused_and_the_key_is_in_doubt(
     browser: httpx.Client, shop: Shop, direct: Direct, key: str
 ) -> None:
-    for path in ("large", "events", "not-text"):
+    for path in ("large", "endless", "events", "not-text"):
         is_problem(post(browser, f"/{path}", f"{key}-{path}"), "RESPONSE_NOT_STORABLE", 500)
         assert direct.state(f"{key}-{path}") == "in_doubt"
-    assert not shop.streamed
+        assert not shop.streamed or path == "endless"
+        shop.streamed.clear()
 
 
 def test_a_duplicate_is_told_that_the_first_is_at_it(browser: httpx.Client, shop: Shop, key: str) -> None:
@@ -342,6 +348,98 @@ async def test_a_server_that_cancels_the_request_does_not_stop_the_handler(
         assert found.completed.outcome.response == b"whole"
 
 
+START = {"type": "http.response.start", "status": 200, "headers": []}
+WHOLE = {"type": "http.response.body", "body": b"whole"}
+
+
+async def ask(middleware: asgi.OnceMiddleware, key: str) -> list[Any]:
+    """Makes a request without a server; what was sent."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"idempotency-key", key.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    await middleware(scope, receive, send)
+    return sent
+
+
+async def test_a_whole_answer_is_stored_even_if_a_cancellation_comes_with_it(
+    server: str, direct: Direct, key: str
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(WHOLE)
+        for task in middleware._running:
+            task.cancel()
+
+    async with onced.AsyncClient(server) as client:
+        middleware = asgi.OnceMiddleware(app, client)
+        with pytest.raises(asyncio.CancelledError):
+            await ask(middleware, key)
+    assert direct.state(key) == "completed"
+
+
+async def test_a_key_is_freed_once_its_handler_has_stopped(server: str, direct: Direct, key: str) -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "status": 503})
+        await send(WHOLE)
+        await go.wait()
+
+    async with onced.AsyncClient(server) as client:
+        request = asyncio.ensure_future(ask(asgi.OnceMiddleware(app, client), key))
+        while await asyncio.to_thread(direct.state, key) != "in_progress":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(direct.state, key) == "in_progress"
+        go.set()
+        assert (await request)[0]["status"] == 503
+    assert direct.state(key) == "available"
+
+
+async def test_an_answer_without_an_end_is_ended(server: str, direct: Direct, key: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        while True:
+            with suppress(OSError):  # It does not even stop when its caller hangs up.
+                await send({**WHOLE, "more_body": True})
+            await asyncio.sleep(0.01)
+
+    async with onced.AsyncClient(server) as client:
+        sent = await asyncio.wait_for(ask(asgi.OnceMiddleware(app, client, max_response_bytes=100), key), HANGS)
+    assert sent[0]["status"] == 500
+    assert direct.state(key) == "in_doubt"
+
+
+def test_a_handler_goes_on_when_its_lock_has_ended(faults: Faults, shop: Shop, direct: Direct, key: str) -> None:
+    """It may have given its work to a thread, which nobody can stop."""
+    faults.plan("Renew", refuse(grpc.StatusCode.UNAVAILABLE), times=1000)
+    answers: list[httpx.Response] = []
+    with shop_of(faults.address, shop, lock_ttl=2) as browser:
+        request = threading.Thread(target=lambda: answers.append(post(browser, "/slow", key)))
+        request.start()
+        time.sleep(3.0)
+        assert "Release" not in faults.seen
+        shop.go.set()
+        request.join(HANGS)
+    assert answers[0].json() == {"count": 1}
+    assert direct.state(key) == "completed"
+
+
+def test_settings_are_checked_when_it_is_made() -> None:
+    client = onced.AsyncClient("127.0.0.1:1")
+    wrong: list[dict[str, Any]] = [{"methods": "POST"}, {"on_failure": "shrug"}, {"wait": -1}, {"lockttl": 1}]
+    for options in wrong:
+        with pytest.raises((onced.SetupError, TypeError)):
+            asgi.OnceMiddleware(None, client, **options)  # type: ignore[arg-type]
+
+
 def test_background_tasks_come_after_the_answer(browser: httpx.Client, shop: Shop, key: str) -> None:
     assert post(browser, "/background", key).text == "soon"
     assert post(browser, "/background", key).text == "soon"
@@ -360,6 +458,9 @@ def test_scopes_tell_tenants_apart(server: str, shop: Shop, direct: Direct, key:
     with shop_of(server, shop, scope="X-Account") as browser:
         is_problem(post(browser, "/echo", key), "SCOPE_MISSING", 400)
         is_problem(post(browser, "/echo", "x" * 480, account="acme"), "IDEMPOTENCY_KEY_INVALID", 400)
+        is_problem(post(browser, "/echo", key, account="\x7f"), "SCOPE_MISSING", 400)
+        twice = [("Idempotency-Key", key), ("X-Account", "a"), ("X-Account", "b")]
+        is_problem(browser.post("/echo", headers=twice), "SCOPE_MISSING", 400)
         answers = [post(browser, "/echo", key, account=account).json()["count"] for account in ("a", "b", "a")]
         assert answers == [1, 2, 1]
         assert direct.state(http.scoped_key("a", key)) == "completed"
@@ -369,7 +470,7 @@ def test_scopes_tell_tenants_apart(server: str, shop: Shop, direct: Direct, key:
 
 
 def test_the_key_may_be_optional_and_other_methods_taken(server: str, shop: Shop, key: str) -> None:
-    with shop_of(server, shop, required=False, methods=["GET"]) as browser:
+    with shop_of(server, shop, required=False, methods=["get"]) as browser:
         assert [browser.get("/echo").json()["count"] for _ in range(2)] == [1, 2]
         assert [browser.get("/echo", headers={"Idempotency-Key": key}).json()["count"] for _ in range(2)] == [3, 3]
         assert [post(browser, "/echo", key).json()["count"] for _ in range(2)] == [4, 5]

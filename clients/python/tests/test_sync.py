@@ -16,6 +16,7 @@ import pytest
 from conftest import HANGS, Direct, Faults, Server, hold, lose, refuse, stall
 
 import onced
+from onced import sync
 from onced.v1 import record_pb2 as records
 
 
@@ -397,6 +398,59 @@ def test_holders_have_connections_of_their_own(faults: Faults, key: str) -> None
     assert not faults.peers["Begin"] & faults.peers["Complete"]
 
 
+def test_an_interrupt_after_the_work_does_not_free_the_key(
+    client: onced.Client, direct: Direct, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def encode(self, _: object) -> Any:
+            raise KeyboardInterrupt
+
+        def decode(self, _: object) -> Any:
+            pytest.fail("nothing is stored")
+
+    with pytest.raises(KeyboardInterrupt):
+        client.once(key, codec=Slow()).run(lambda _: 1)
+    eventually(lambda: direct.state(key) == "in_doubt")
+
+    def carried_out(work: Any, claim: onced.Claim) -> Any:
+        work(claim)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync, "_carry_out", carried_out)
+    with pytest.raises(KeyboardInterrupt):
+        client.once(f"{key}-2").run(lambda _: 1)
+    eventually(lambda: direct.state(f"{key}-2") == "in_doubt")
+
+
+LEFT = """
+import sys, threading
+import onced
+
+client = onced.Client(sys.argv[1])
+started = threading.Event()
+
+def work(claim):
+    started.set()
+    threading.Event().wait(60)
+
+threading.Thread(target=lambda: client.once(sys.argv[2]).run(work), daemon=True).start()
+assert started.wait(30)
+"""
+
+
+def test_work_in_a_daemon_thread_keeps_no_process_alive(server: str, key: str) -> None:
+    subprocess.run([sys.executable, "-c", LEFT, server, key], check=True, timeout=HANGS)
+
+
+def test_async_work_is_refused_and_frees_the_key(client: onced.Client, direct: Direct, key: str) -> None:
+    async def work(_: onced.Claim) -> None: ...
+
+    with pytest.raises(onced.WorkFailedError, match="AsyncClient") as failed:
+        client.once(key, on_failure="in_doubt").run(work)
+    assert (failed.value.rule, failed.value.released) == ("retry", True)
+    assert direct.state(key) == "available"
+
+
 INTERRUPTED = """
 import os, signal, sys, threading
 import onced
@@ -513,6 +567,9 @@ def test_options_are_checked(client: onced.Client, key: str) -> None:
         client.once(key, lockttl=3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="no such setting: tls"):
         onced.Client("a:1", tls=True)  # type: ignore[call-arg]
+    with pytest.raises(onced.SetupError, match="more than 0"):
+        onced.Client("a:1", timeout=0)
+    assert client.once(key, fail_open=0)._plan.fail_open is None
     wrong: list[dict[str, Any]] = [
         {"wait": -1},
         {"on_failure": "shrug"},

@@ -9,9 +9,12 @@ import pytest
 from test_retry import Failed, refused
 
 from onced.access import Access
+from onced.core import Core
 from onced.errors import CallError, SetupError
+from onced.options import Options, Plan
 from onced.transport import BEGIN, Answer, Patience, Server, Transport, blocking
 from onced.v1 import idempotency_service_pb2 as v1
+from onced.v1 import record_pb2 as records
 
 Code = grpc.StatusCode
 ASKED = v1.BeginRequest(key="k")
@@ -28,12 +31,15 @@ class Network:
         self.timeouts: list[float] = []
         self.tokens: list[str] = []
         self.slept: list[float] = []
+        self.waits: list[float] = []
         self.now = 100.0
         self.takes = 0.0
 
     async def send(self, server: Server, method: Any, request: Any, timeout: float, metadata: Any) -> Any:
         self.asked.append(server.name)
         self.timeouts.append(timeout)
+        if isinstance(request, v1.BeginRequest):
+            self.waits.append(request.wait.ToNanoseconds() / 1e9)
         self.tokens += [value for _, value in metadata]
         self.now += min(self.takes, timeout)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -164,6 +170,67 @@ def test_a_token_that_was_refused_is_read_again(tmp_path: Any) -> None:
     blocking(transport.call(BEGIN, ASKED, PATIENCE))
     assert network.tokens == ["Bearer one", "Bearer one", "Bearer two"]
     assert not network.slept
+
+
+def begin(
+    network: Network, servers: str = "a:1", access: Access | None = None, *, reached: bool = False, **options: Any
+) -> Answer[v1.BeginResponse] | None:
+    transport = Transport(servers, access or Access(), lambda: network.now, cast(Any, network))
+    transport._current = 0
+    if reached:
+        transport.heard()
+    plan = Plan.of("k", "o", cast(Options, options)).fresh()
+    return blocking(Core(transport, 30.0, "o").begin(plan))
+
+
+def test_nothing_fails_open_before_its_time() -> None:
+    """Not even where a server asks for more time than there is."""
+    network = Network(pushed(60_000))
+    assert begin(network, fail_open=2.0) is None
+    assert network.now == pytest.approx(102.0)
+    network = Network(GONE)
+    assert begin(network, fail_open=2.0) is None
+    assert network.now == pytest.approx(102.0)
+
+
+NOBODY = Failed(Code.UNAVAILABLE, "DNS resolution failed for nowhere.invalid:1: Domain name not found")
+
+
+def test_an_address_that_nobody_knows_is_no_outage() -> None:
+    for answers in ((NOBODY,), (NOBODY, GONE)):
+        with pytest.raises(CallError) as failed:
+            begin(Network(*answers), "a:1,b:1", wait=0, fail_open=2.0)
+        assert failed.value.unavailable
+    assert begin(Network(NOBODY), reached=True, fail_open=2.0) is None
+
+
+def test_a_begin_that_may_fail_open_asks_for_no_wait() -> None:
+    there = v1.BeginResponse(in_progress=records.InProgress(owner="somebody"))
+    network = Network(there)
+    answer = begin(network, "a:1,b:1", wait=20.0, fail_open=3.0)
+    assert answer is not None
+    assert network.waits[:4] == [0.0, 1.0, 2.0, 4.0]
+    assert network.timeouts[0] == pytest.approx(1.5)
+
+
+def test_whoever_answered_keeps_a_run_from_failing_open(tmp_path: Any) -> None:
+    file = tmp_path / "token"
+
+    class Rotating(Network):
+        async def send(self, *args: Any) -> Any:
+            file.write_text("two")
+            return await super().send(*args)
+
+    file.write_text("one")
+    network = Rotating(refused(Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"), GONE)
+    with pytest.raises(CallError) as failed:
+        begin(network, "127.0.0.1:1", Access(token_file=file), wait=0, fail_open=2.0)
+    assert network.tokens[:2] == ["Bearer one", "Bearer two"]
+    assert failed.value.unavailable
+    for code in (Code.UNKNOWN, Code.CANCELLED):
+        with pytest.raises(CallError):
+            begin(Network(Failed(code, "no onced"), GONE), wait=0, fail_open=2.0)
+    assert begin(Network(Failed(Code.UNKNOWN, "Stream removed"), GONE), fail_open=2.0) is None
 
 
 def parse(name: str, access: Access | None = None) -> Server:

@@ -1,7 +1,7 @@
 """The Python client of `onced`: run this function once for this key, wherever and however often it is called."""
 
 from onced import fingerprint
-from onced.aio import AsyncClaim, AsyncClient, AsyncOnce
+from onced.aio import AsyncClaim, AsyncClient, AsyncOnce, to_thread
 from onced.codecs import BYTES, JSON, TEXT, Codec, Protobuf
 from onced.core import Done, OutcomeTooLargeError
 from onced.errors import (
@@ -58,4 +58,5 @@ __all__ = [
     "UnreadableError",
     "WorkFailedError",
     "fingerprint",
+    "to_thread",
 ]

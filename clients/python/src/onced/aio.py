@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -301,7 +301,7 @@ class AsyncOnce(Generic[T]):
         assert task is not None
         claim = AsyncClaim(held, self._core.timeout, task.cancel if self._cancel_on_lost else lambda: None)
         _current.set(claim)
-        return await work(claim)
+        return await _carry_out(work, claim)
 
     async def _give_back(self, held: Held, given: GiveBack, gave_up: asyncio.CancelledError | None) -> Done[T]:
         was_lost = held.look()
@@ -319,12 +319,33 @@ class AsyncOnce(Generic[T]):
         claim = AsyncClaim(None, 0.0)
         token = _current.set(claim)
         try:
-            ended: Ended[T] = Ended(value=await work(claim))
+            ended: Ended[T] = Ended(value=await _carry_out(work, claim))
         except Exception as error:
             ended = Ended(error=error)
         finally:
             _current.reset(token)
         return unprotected(plan, ended)
+
+
+async def _carry_out(work: Callable[[AsyncClaim], Awaitable[T]], claim: AsyncClaim) -> T:
+    result: Any = work(claim)
+    # A function that is not async has run by now, and its key must not be freed for that.
+    value: T = await result if inspect.isawaitable(result) else result
+    return value
+
+
+async def to_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Runs a function in a thread, and waits for its end, even if it is cancelled meanwhile.
+
+    A thread cannot be stopped. `asyncio.to_thread` ends at once when it is cancelled, and what it has begun goes on:
+    the key would be free, or taken over, while it is at it. This one returns what the function returns.
+    """
+    call = functools.partial(copy_context().run, function, *args, **kwargs)
+    running = asyncio.get_running_loop().run_in_executor(None, call)
+    while not running.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({running})
+    return running.result()
 
 
 async def _outlast(task: asyncio.Task[Any], *, cancelled: bool = False) -> asyncio.CancelledError | None:

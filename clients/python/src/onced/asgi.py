@@ -6,16 +6,18 @@ import asyncio
 import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from typing_extensions import Unpack
 
-from onced.aio import AsyncClaim, AsyncClient, _outlast
-from onced.errors import Failure, NotStoredError, OncedError, Rule, WorkFailedError
+from onced.aio import GRACE, AsyncClaim, AsyncClient, _outlast
+from onced.errors import Failure, NotStoredError, OncedError, Rule, SetupError, WorkFailedError
 from onced.http import (
     DEFAULT_WAIT,
     MAX_REQUEST_BYTES,
+    PRINTABLE,
     STORED_HEADERS,
     Header,
     HttpCodec,
@@ -29,7 +31,7 @@ from onced.http import (
     scoped_key,
     unstorable,
 )
-from onced.options import Options, SharedOptions
+from onced.options import Options, Plan, SharedOptions
 
 log = logging.getLogger("onced")
 
@@ -63,8 +65,9 @@ class OnceMiddleware:
     allows, is refused. Of the `SharedOptions`, `wait` is 10 s unless told otherwise, and `on_failure` is the rule for
     answers of 5xx and for handlers that raise.
 
-    A handler finds its claim by `AsyncClaim.current()`. It does not stop when its caller hangs up. It is cancelled when
-    its claim is lost, unless `cancel_on_lost` is false.
+    A handler finds its claim by `AsyncClaim.current()`. It does not stop when its caller hangs up. With
+    `cancel_on_lost` it is cancelled when its claim is lost: not for handlers that run in threads, as those of FastAPI
+    do that are not async. A thread goes on, and the key would be free meanwhile.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class OnceMiddleware:
         stored_headers: Iterable[str] = (),
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_response_bytes: int | None = None,
-        cancel_on_lost: bool = True,
+        cancel_on_lost: bool = False,
         **options: Unpack[SharedOptions],
     ) -> None:
         self._app = app
         self._client = client
-        self._methods = frozenset(methods)
+        if isinstance(methods, str):
+            raise SetupError(f"methods are several, such as ['POST'], and not {methods!r}")
+        self._methods = frozenset(method.upper() for method in methods)
         self._required = required
         self._scope = scope
         self._stored = STORED_HEADERS | {name.lower() for name in stored_headers}
@@ -91,6 +96,7 @@ class OnceMiddleware:
         self._max_response_bytes = max_response_bytes
         self._cancel_on_lost = cancel_on_lost
         self._options = SharedOptions(**{"wait": DEFAULT_WAIT, **options})
+        Plan.of("", "", cast(Options, self._options))  # What is wrong with them is said now.
         # The loop itself keeps no task alive.
         self._running: set[asyncio.Task[None]] = set()
 
@@ -133,15 +139,19 @@ class OnceMiddleware:
             return None
         if self._scope is None:
             return key
-        whose = _header(scope, self._scope) if isinstance(self._scope, str) else self._scope(scope)
+        if isinstance(self._scope, str):
+            told = _headers(scope, self._scope)
+            whose = told[0].strip() if len(told) == 1 and PRINTABLE.fullmatch(told[0].strip()) else None
+        else:
+            whose = self._scope(scope)
         if not whose:
-            raise Problem("SCOPE_MISSING", "the request does not say whose key it is")
+            raise Problem("SCOPE_MISSING", "the request does not say whose key it is, or not in one way")
         return scoped_key(whose, key)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body of a request; None if its caller hangs up before it is there."""
         too_large = Problem("REQUEST_TOO_LARGE", f"a request with a key has {self._max_request_bytes} bytes at most")
-        told = _header(scope, "content-length") or ""
+        told = "".join(_headers(scope, "content-length")[:1])
         if told.isascii() and told.isdigit() and len(told) < 20 and int(told) > self._max_request_bytes:
             raise too_large
         body = bytearray()
@@ -207,6 +217,8 @@ class _Exchange:
         self._fate: Said | None = None
         """What becomes of the answer, once it has begun."""
         self._refusal: str | None = None
+        self._ended_early = False
+        """Whether the application was told to end before its answer was whole."""
         self._status = 0
         self._headers: list[Header] = []
         self._answer = bytearray()
@@ -226,22 +238,36 @@ class _Exchange:
         if self._max_bytes is None or 0 < claim.max_outcome_bytes < self._max_bytes:
             self._max_bytes = claim.max_outcome_bytes
         self._task = asyncio.ensure_future(self._run())
+        gave_up: asyncio.CancelledError | None = None
         try:
             either: set[asyncio.Future[None]] = {self._task, self._whole}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            await _outlast(self._task, cancelled=True)
-            raise
+        except asyncio.CancelledError as error:
+            gave_up = error
+            if not self._whole.done():
+                await _outlast(self._task, cancelled=True)
         if self._refusal is not None:
             # The key is in doubt once the application has stopped, and not while it may still be at it.
-            await _outlast(self._task)
+            await (self._stop() if self._ended_early else _outlast(self._task))
             raise Failure(f"the answer cannot be stored: {self._refusal}", "in_doubt")
         if not self._whole.done():
+            if gave_up:
+                raise gave_up
             self._task.result()
             raise RuntimeError("the application ended without a whole answer")
+        # An answer that is whole counts, even if a cancellation came with it.
         if self._fate in ("retry", "in_doubt"):
+            # A key is free, or in doubt, once the application has stopped, and not while it may still be at it.
+            await _outlast(self._task, cancelled=gave_up is not None)
             raise Failure(f"the handler answered {self._status}", self._fate)
         return Response(self._status, self._headers, bytes(self._answer))
+
+    async def _stop(self) -> None:
+        """Waits until an application has ended that was told of a hang-up; one that does not end is cancelled."""
+        assert self._task is not None
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({self._task}, timeout=GRACE)
+        await _outlast(self._task, cancelled=not self._task.done())
 
     async def _run(self) -> None:
         await self._app(self._scope, self._receive, self._receive_answer)
@@ -275,20 +301,32 @@ class _Exchange:
             self._sized = any(name.lower() == b"content-length" for name, _ in self._headers)
             await self._pass_on(message)
             return
-        self._refusal = unstorable(self._status, self._headers, self._stored)
-        if self._refusal is not None:
-            self._hung_up.set()
-            raise _Refused(self._refusal)
+        refusal = unstorable(self._status, self._headers, self._stored)
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Ends the application, whose answer cannot be stored, and which may never come to an end by itself."""
+        self._refusal = why
+        self._ended_early = True
+        self._hung_up.set()
+        if not self._whole.done():
+            self._whole.set_result(None)
+        raise _Refused(why)
 
     async def _go_on(self, body: bytes, *, more: bool) -> None:
         if self._passes:
             await self._pass_on({"type": "http.response.body", "body": body, "more_body": True}, last=not more)
-        elif self._refusal is None:
+        elif self._refusal is not None:
+            raise _Refused(self._refusal)
+        elif not self._whole.done():
             self._answer += body
             if self._max_bytes and len(self._answer) > self._max_bytes:
-                # The application goes on to its end; what it still sends is dropped.
-                self._refusal = f"it has more than {self._max_bytes} bytes"
                 self._answer.clear()
+                too_large = f"it has more than {self._max_bytes} bytes"
+                if more:
+                    self._refuse(too_large)
+                self._refusal = too_large
         if not more:
             self._hung_up.set()
             if not self._whole.done():
@@ -356,6 +394,9 @@ class _Exchange:
             except Exception:
                 if self._refusal is None:
                     raise
+            except asyncio.CancelledError:
+                if not self._task.cancelled():
+                    raise
 
 
 async def _answer(send: Send, status: int, headers: Iterable[Header], body: bytes) -> None:
@@ -366,6 +407,6 @@ async def _answer(send: Send, status: int, headers: Iterable[Header], body: byte
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _header(scope: Scope, name: str) -> str | None:
+def _headers(scope: Scope, name: str) -> list[str]:
     values: list[bytes] = [value for known, value in scope["headers"] if known.lower() == name.lower().encode()]
-    return values[0].decode("latin-1").strip() if values else None
+    return [value.decode("latin-1").strip() for value in values]

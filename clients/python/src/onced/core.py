@@ -26,6 +26,7 @@ from onced.errors import (
     NotBegunError,
     NotStoredError,
     Rule,
+    SetupError,
     UnreadableError,
     WorkFailedError,
 )
@@ -129,7 +130,9 @@ def make_core(servers: str | None, settings: Settings, io: Io) -> Core:
         settings.get("allow_token_in_plaintext", False),
     )
     named = os.environ.get("ONCED_SERVER") or DEFAULT_SERVER if servers is None else servers
-    timeout = span("timeout", settings.get("timeout", DEFAULT_TIMEOUT)) or 0.0
+    timeout = span("timeout", settings.get("timeout", DEFAULT_TIMEOUT))
+    if not timeout:
+        raise SetupError(f"timeout is a number of seconds, more than 0, and not {settings['timeout']!r}")
     return Core(Transport(named, access, system_clock(), io), timeout, settings.get("owner"))
 
 
@@ -156,15 +159,15 @@ class Core:
         """
         clock = self.transport.clock
         until = math.inf if plan.wait is None else clock() + plan.wait
+        opens = math.inf if plan.fail_open is None else clock() + plan.fail_open
         longest, opening, unsettled = FIRST_POLL, plan.fail_open, False
         while True:
             poll = max(min(longest, until - clock()), 0.0)
             patience = self.patience(poll)
             if opening is not None:
-                # Each server gets its share of the time, and half of that to wait in: one that hangs does not stand
-                # for all, and one that waits for a holder answers before it counts as silent.
-                share = opening / len(self.transport.servers)
-                poll, patience = min(poll, share / 2), Patience(opening, share)
+                # A server that waits for a holder is not silent, and must not be taken for it: none is asked to. Each
+                # gets its share of the time: one that hangs does not stand for all.
+                poll, patience = 0.0, Patience(opening, opening / len(self.transport.servers))
             plan.request.wait.CopyFrom(wire(poll))
             try:
                 answer = await self.transport.call(BEGIN, plan.request, patience)
@@ -174,19 +177,25 @@ class Core:
                     raise
                 # Neither a refusal nor what somebody set up wrong is an outage.
                 if not (error.answered or error.setup):
+                    # It may have ended early, where a server has asked for more time than there is.
+                    await self._rest(opens - clock())
                     return None
                 opening = None
                 continue
-            opening = None
             if answer.message.WhichOneof("result") != "in_progress" or until <= clock():
                 return answer
+            if opening is not None:
+                opening = None
+                continue
             if plan.on_wait:
                 plan.on_wait(answer.message.in_progress)
             # A server may end a wait early, by its own limit. Asking again at once could make a busy loop.
-            early = min(poll - (clock() - answer.sent), EARLY_ANSWER_PAUSE)
-            if early > 0:
-                await self.transport.io.sleep(early, BEGIN.ends_at_close)
+            await self._rest(min(poll - (clock() - answer.sent), EARLY_ANSWER_PAUSE))
             longest = min(longest * 2, LAST_POLL)
+
+    async def _rest(self, span: float) -> None:
+        if span > 0:
+            await self.transport.io.sleep(span, BEGIN.ends_at_close)
 
     async def give_back(self, request: v1.BeginRequest) -> None:
         """Asks once more for a claim that nobody heard of, and gives it back. Nothing has run under it."""

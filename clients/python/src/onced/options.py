@@ -68,7 +68,7 @@ class SharedOptions(TypedDict, total=False):
     owner: str
     """Who asks; the client's owner unless told otherwise."""
     fail_open: Seconds | None
-    """After how long without an answer the work runs without a claim. Never unless told so."""
+    """After how long without an answer the work runs without a claim. None or 0, and unless told so: never."""
     on_wait: Callable[[records.InProgress], None]
     """Called now and then while somebody else is at it."""
 
@@ -114,7 +114,7 @@ class Plan:
             request,
             span("wait", options.get("wait", DEFAULT_WAIT)),
             rule,
-            span("fail_open", options.get("fail_open")),
+            span("fail_open", options.get("fail_open")) or None,
             options.get("on_wait"),
         )
 

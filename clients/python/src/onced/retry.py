@@ -24,7 +24,8 @@ DOMAIN = "onced.dev"
 """The domain of every ErrorInfo that onced sends."""
 
 # What gRPC says when there was no connection, so that the call cannot have been carried out.
-NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Failed to pick subchannel")
+UNKNOWN_HOST = "DNS resolution failed"
+NEVER_SENT = ("failed to connect to all addresses", UNKNOWN_HOST, "Failed to pick subchannel")
 # What a connection that breaks in mid-call can leave of it, under other codes than UNAVAILABLE.
 BROKEN = ("RST_STREAM", "Stream removed", "Socket closed", "Connection reset", "GOAWAY")
 
@@ -79,6 +80,17 @@ class Refusal:
         return self.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN) or (
             self.code is grpc.StatusCode.INTERNAL and any(sign in self.message for sign in BROKEN)
         )
+
+    @property
+    def is_unknown_host(self) -> bool:
+        """Whether the name of the server has no address."""
+        return self.reason is None and UNKNOWN_HOST in self.message
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether somebody has answered who is no onced, and has more to say than that it is unavailable."""
+        no_more = self.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return self.reason is None and not no_more and not any(sign in self.message for sign in BROKEN)
 
     @property
     def may_have_written(self) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from types import TracebackType
+from queue import Empty, SimpleQueue
+from types import CoroutineType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import grpc
@@ -33,7 +34,7 @@ from onced.core import (
     replay,
     unprotected,
 )
-from onced.errors import CallError, ClaimLostError, FinalError, Lost, SetupError, WorkFailedError
+from onced.errors import CallError, ClaimLostError, Failure, FinalError, Lost, SetupError, WorkFailedError
 from onced.options import Options, Plan, Settings, SharedOptions
 from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server, blocking
 from onced.v1 import idempotency_service_pb2 as v1
@@ -45,6 +46,9 @@ log = logging.getLogger("onced")
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
+
+Verdicts = SimpleQueue[tuple[Outcome | GiveBack, object]]
+"""What becomes of a key, and the value of its outcome."""
 
 _current: ContextVar[Claim] = ContextVar("onced.Claim")
 
@@ -95,7 +99,10 @@ class Keeper:
     def __init__(self, held: Held) -> None:
         self._stopped = threading.Event()
         # It ends with the run, and must not keep a process alive whose work was left to die.
-        threading.Thread(target=self._keep, args=(held,), name="onced-keeper", daemon=True).start()
+        self._thread = threading.Thread(target=self._keep, args=(held,), name="onced-keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -237,7 +244,7 @@ class Once(Generic[T]):
 
         Otherwise returns what is stored. Raises one of the errors of this package, which tells whether the work ran and
         what became of the key. An interrupt (`KeyboardInterrupt`, `SystemExit`) gives the claim back by the rule, and
-        goes on.
+        goes on. If it comes when the work has ended, what that made is stored, or the key is in doubt.
         """
         with self._client._life.run():
             self._client._io.check_process()
@@ -267,60 +274,105 @@ class Once(Generic[T]):
 
     def _hold(self, plan: Plan, held: Held, work: Callable[[Claim], T]) -> Done[T]:
         claim = Claim(held, self._core.timeout)
-        completing: Future[Completed] | None = None
+        keeper = Keeper(held)
+        verdicts: Verdicts = SimpleQueue()
         try:
-            keeper = Keeper(held)
-        except BaseException as error:  # No thread is to be had, and nothing has run.
-            self._give_back(held, GiveBack("retry", error))
+            keeper.start()
+            # It is there before the work, so that an interrupt after it finds no gap in which nobody settles the key.
+            worker = threading.current_thread()
+            settling = self._client._start(lambda: self._settle(held, keeper, *_await_verdict(verdicts, worker)))
+        except BaseException as error:  # No thread is to be had, or an interrupt; nothing has run.
+            keeper.stop()
+            verdicts.put((GiveBack("retry", error), None))
+            self._client._detach(lambda: self._settle_now(held, keeper, verdicts))
             raise
         try:
-            ended = self._work(plan, held, work, claim)
+            ended = self._work(work, claim)
             verdict = judge(plan, self._codec, held.max_outcome_bytes, ended)
+            verdicts.put((verdict, ended.value))
+        finally:
+            # Of the first alone is heard. If it is this one the work has, or may have, ended, and an interrupt came.
+            verdicts.put((GiveBack("in_doubt", Interrupted("interrupted when the work had ended")), None))
+        if ended.error is not None and not isinstance(ended.error, Exception):
+            raise ended.error
+        settled = settling.result()
+        if isinstance(settled, Exception):
+            raise settled from (verdict.error if isinstance(verdict, GiveBack) else ended.error)
+        if isinstance(ended.error, FinalError) and not isinstance(verdict, GiveBack):
+            raise final(verdict.error, settled, ran_here=True) from ended.error
+        return done(settled, ended.value, ran_here=True)  # type: ignore[arg-type]
+
+    def _settle(
+        self, held: Held, keeper: Keeper, verdict: Outcome | GiveBack, value: object
+    ) -> Completed | WorkFailedError | ClaimLostError:
+        try:
             if isinstance(verdict, GiveBack):
                 keeper.stop()
-                raise self._give_back(held, verdict).result() from verdict.error
+                return blocking(self._core.fail(held, verdict))
             if held.look() == "taken_over":
-                raise held.lost_error() from ended.error
-            completing = self._complete(held, verdict, ended)
-            # The lock lives until the Complete is answered, whether or not this thread still waits for that.
-            completing.add_done_callback(lambda _: keeper.stop())
-            completed = completing.result()
+                return held.lost_error()
+            # The lock lives until the Complete is answered, whether or not anybody still waits for that.
+            return blocking(self._core.complete(held, verdict, value))
         finally:
-            if completing is None:
-                keeper.stop()
-        if isinstance(ended.error, FinalError):
-            raise final(verdict.error, completed, ran_here=True) from ended.error
-        return done(completed, ended.value, ran_here=True)  # type: ignore[arg-type]
+            keeper.stop()
 
-    def _work(self, plan: Plan, held: Held, work: Callable[[Claim], T], claim: Claim) -> Ended[T]:
+    def _settle_now(self, held: Held, keeper: Keeper, verdicts: Verdicts) -> None:
+        with suppress(Empty):  # The thread that waits for it is there, and was faster.
+            self._settle(held, keeper, *verdicts.get_nowait())
+
+    def _work(self, work: Callable[[Claim], T], claim: Claim) -> Ended[T]:
         token = _current.set(claim)
         try:
-            return Ended(value=work(claim))
+            return Ended(value=_carry_out(work, claim))
         except Exception as error:
             return Ended(error=error)
         except BaseException as interrupt:
-            self._give_back(held, GiveBack(plan.on_failure, interrupt))
-            raise
+            if not _in_work(interrupt):
+                raise
+            return Ended(error=interrupt)
         finally:
             _current.reset(token)
-
-    def _give_back(self, held: Held, given: GiveBack) -> Future[WorkFailedError | ClaimLostError]:
-        return self._client._detach(lambda: blocking(self._core.fail(held, given)))
-
-    def _complete(self, held: Held, outcome: Outcome, ended: Ended[T]) -> Future[Completed]:
-        return self._client._detach(lambda: blocking(self._core.complete(held, outcome, ended.value)))
 
     def _unprotected(self, plan: Plan, work: Callable[[Claim], T]) -> Done[T]:
         self._client._count_unprotected()
         claim = Claim(None, 0.0)
         token = _current.set(claim)
         try:
-            ended: Ended[T] = Ended(value=work(claim))
+            ended: Ended[T] = Ended(value=_carry_out(work, claim))
         except Exception as error:
             ended = Ended(error=error)
         finally:
             _current.reset(token)
         return unprotected(plan, ended)
+
+
+def _await_verdict(verdicts: Verdicts, worker: threading.Thread) -> tuple[Outcome | GiveBack, object]:
+    """Waits for what a worker has to say; not for work that was left to die with its process."""
+    while worker.is_alive() and (not worker.daemon or threading.main_thread().is_alive()):
+        with suppress(Empty):
+            return verdicts.get(timeout=TICK)
+    raise _Stopped
+
+
+class Interrupted(Exception):
+    """An interrupt came after the work and before its outcome was on its way."""
+
+
+def _carry_out(work: Callable[[Claim], T], claim: Claim) -> T:
+    value = work(claim)
+    # Nothing here may call a function in Python unless it is one: see `_in_work`.
+    if isinstance(value, CoroutineType) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
+        raise Failure("the work is async, and has not run: give it to an AsyncClient", "retry")
+    return value
+
+
+def _in_work(interrupt: BaseException) -> bool:
+    """Whether an interrupt came while the work was running, and not right before or after it."""
+    trace, depth = interrupt.__traceback__, 0
+    while trace is not None:
+        trace, depth = trace.tb_next, depth + 1
+    return depth > 2  # Those of `_work` and `_carry_out` are ours.
 
 
 class Client:
@@ -407,6 +459,18 @@ class Client:
 
     def _detach(self, job: Callable[[], R]) -> Future[R]:
         """Runs a job to its end, whatever interrupts the caller. A process does not end before it."""
+        try:
+            return self._start(job)
+        except RuntimeError:  # No thread is to be had.
+            future: Future[R] = Future()
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+            return future
+
+    def _start(self, job: Callable[[], R]) -> Future[R]:
+        """The same; raises `RuntimeError` if no thread is to be had."""
         future: Future[R] = Future()
 
         def run() -> None:
@@ -420,8 +484,9 @@ class Client:
         self._life.enter()
         try:
             threading.Thread(target=run, name="onced-call").start()
-        except RuntimeError:  # No thread is to be had.
-            run()
+        except RuntimeError:
+            self._life.leave()
+            raise
         return future
 
     def _count_unprotected(self) -> None:

@@ -192,6 +192,7 @@ class Transport:
             else:
                 self._reached = True
                 return Answer(message, sent)
+            history.note(refusal, setup)
             if refusal.code is grpc.StatusCode.UNAUTHENTICATED and token and self._renewed(token):
                 continue
             pause = history.pause(refusal, setup)
@@ -226,29 +227,36 @@ class _History:
         self._said: Refusal | None = None
         self._unsettled = False
         self._answered = False
+        self._setup = False
         self._pushback = 0.0
         """The longest that a server of this round asked for."""
+
+    def note(self, refusal: Refusal, setup: bool) -> None:
+        """Remembers what an attempt came to, whatever comes after it."""
+        # An address that nobody knows is more likely a wrong one than an outage.
+        self._setup |= setup or (refusal.is_unknown_host and not self._transport.reached)
+        if refusal.reason is not None:
+            self._transport.heard()
+            self._said = refusal
+            self._answered |= refusal.code is not grpc.StatusCode.UNAVAILABLE
+        self._answered |= refusal.is_of_another
+        self._unsettled |= refusal.may_have_written
 
     def pause(self, refusal: Refusal, setup: bool) -> float:
         """How long to wait before the next attempt; raises if that would not help, or there is no time for it."""
         self._attempts += 1
         servers = len(self._transport.servers)
-        if refusal.reason is not None:
-            self._transport.heard()
-            self._said = refusal
-            self._answered |= refusal.code is not grpc.StatusCode.UNAVAILABLE
-        self._unsettled |= refusal.may_have_written
         # A client that was answered before sits it out: certificates are renewed, servers replaced.
         hopeless = setup and self._attempts >= servers and not self._transport.reached
         if hopeless or not refusal.may_pass:
-            self._fail(refusal, str(refusal), unavailable=False, setup=setup)
+            self._fail(refusal, str(refusal), unavailable=False)
         self._pushback = max(self._pushback, refusal.pushback or 0.0)
         pause = retry.wait(self._attempts, servers, self._pushback)
         if self._attempts % servers == 0:
             self._pushback = 0.0
         left = self.deadline - self._transport.clock()
         if pause >= left:
-            self._fail(refusal, self._out_of_time(refusal, max(self._total - left, 0.0)), unavailable=True, setup=setup)
+            self._fail(refusal, self._out_of_time(refusal, max(self._total - left, 0.0)), unavailable=True)
         return pause
 
     def _out_of_time(self, last: Refusal, tried: float) -> str:
@@ -258,7 +266,7 @@ class _History:
         before = "" if last is self._said else f"; before that: {self._said}"
         return f"{names} answered, but could not do it in {tried:.1f} s; last: {last}{before}"
 
-    def _fail(self, last: Refusal, message: str, *, unavailable: bool, setup: bool) -> NoReturn:
+    def _fail(self, last: Refusal, message: str, *, unavailable: bool) -> NoReturn:
         told = self._said if unavailable and self._said else last
         raise CallError(
             message,
@@ -268,7 +276,7 @@ class _History:
             unavailable=unavailable,
             unsettled=self._unsettled,
             answered=self._answered or not unavailable,
-            setup=setup,
+            setup=self._setup,
         )
 
 
