@@ -128,6 +128,12 @@ each(`a key is that of its scope, and may be left out if that is said`, async (t
   assert.equal(handler.runs, 4);
 });
 
+each(`a method is the same however it is written`, async (t, start) => {
+  const { client } = await connect(t);
+  const port = await start(t, client, counting(({ send }) => send(200, {}, "ok")), { methods: ["post"] });
+  assert.equal((await ask(port, {})).code, "IDEMPOTENCY_KEY_MISSING");
+});
+
 each(`a duplicate waits, or is told to come again`, async (t, start) => {
   const { client } = await connect(t);
   const release = gate();

@@ -121,7 +121,8 @@ export class Idempotency<Request> {
     const { namespace, lockTtl, retention, onLapse, failOpen } = options;
     this.#client = client;
     this.#options = options;
-    this.#methods = new Set(methods);
+    // As they stand in requests: one in small letters would match none, and take the key from all.
+    this.#methods = new Set(methods.map((method) => method.toUpperCase()));
     this.#codec = answers(headers);
     this.#run = { namespace, wait, lockTtl, retention, onLapse, onFailure, failOpen };
     // What is wrong with them shows now, and not with the first request.

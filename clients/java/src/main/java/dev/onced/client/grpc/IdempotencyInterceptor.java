@@ -95,7 +95,9 @@ public final class IdempotencyInterceptor implements ServerInterceptor {
         MethodDescriptor<Q, A> method = call.getMethodDescriptor();
         boolean hasKey = headers.containsKey(KEY);
         boolean unary = method.getType() == MethodDescriptor.MethodType.UNARY;
-        if (!hasKey && (!unary || !options.required)) {
+        // Health and reflection are asked by who knows of no keys.
+        boolean ofGrpc = method.getFullMethodName().startsWith("grpc.");
+        if (ofGrpc || !hasKey && (!unary || !options.required)) {
             return next.startCall(call, headers);
         }
         try {

@@ -1,5 +1,7 @@
 package dev.onced.client.servlet;
 
+import static java.util.stream.Collectors.toUnmodifiableSet;
+
 import dev.onced.client.Claim;
 import dev.onced.client.ClaimLostException;
 import dev.onced.client.Done;
@@ -367,7 +369,8 @@ public final class IdempotencyFilter implements Filter {
          * @return this
          */
         public Builder methods(String... methods) {
-            this.methods = Set.of(methods);
+            // As they stand in requests: one in small letters would match none, and take the key from all.
+            this.methods = Arrays.stream(methods).map(method -> method.toUpperCase(Locale.ROOT)).collect(toUnmodifiableSet());
             return this;
         }
 

@@ -25,12 +25,14 @@ import io.grpc.ManagedChannelBuilder;
 import io.grpc.Metadata;
 import io.grpc.Server;
 import io.grpc.ServerInterceptors;
+import io.grpc.ServerServiceDefinition;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
+import io.grpc.stub.ServerCalls;
 import io.grpc.stub.StreamObserver;
 import java.net.InetSocketAddress;
 import java.time.Duration;
@@ -274,6 +276,26 @@ class IdempotencyInterceptorTest {
         more.put(tenant, "b");
         isRefused(Status.Code.INVALID_ARGUMENT, "SCOPE_MISSING", "a", "k");
         assertEquals(1, handled.get());
+    }
+
+    @Test
+    void healthAndReflectionAreAskedWithoutAKey() throws Exception {
+        var health = IdempotencyServiceGrpc.getLookupMethod().toBuilder()
+                .setFullMethodName("grpc.health.v1.Health/Check")
+                .build();
+        var service = ServerServiceDefinition.builder("grpc.health.v1.Health")
+                .addMethod(health, ServerCalls.<LookupRequest, LookupResponse>asyncUnaryCall((request, answer) -> {
+                    answer.onNext(answer("well"));
+                    answer.onCompleted();
+                }))
+                .build();
+        server = NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", 0))
+                .addService(ServerInterceptors.intercept(service, IdempotencyInterceptor.of(client)))
+                .build()
+                .start();
+        channel = ManagedChannelBuilder.forAddress("127.0.0.1", server.getPort()).usePlaintext().build();
+        var asked = LookupRequest.getDefaultInstance();
+        assertEquals(answer("well"), ClientCalls.blockingUnaryCall(channel, health, CallOptions.DEFAULT, asked));
     }
 
     @Test

@@ -159,7 +159,12 @@ class IdempotencyFilterTest {
 
     @Test
     void whatIsAskedWronglyIsRefused() throws Exception {
-        var filter = IdempotencyFilter.builder(client).scopeHeader("X-Tenant").largestRequest(10).build();
+        // However the method is written.
+        var filter = IdempotencyFilter.builder(client)
+                .methods("post")
+                .scopeHeader("X-Tenant")
+                .largestRequest(10)
+                .build();
         serve(filter, (request, response) -> {});
         isProblem(400, "IDEMPOTENCY_KEY_MISSING", post("/", "", "X-Tenant", "a"));
         isProblem(400, "IDEMPOTENCY_KEY_INVALID", post("/", "", "X-Tenant", "a", "Idempotency-Key", "\"open"));
