@@ -1,6 +1,7 @@
 //! Callers in a closed loop: each does pair after pair.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -75,14 +76,12 @@ impl Keys {
         format!("{:016x}-{caller:04}-{number:010}", self.run)
     }
 
-    /// The outcome of a key, unlike any other's.
+    /// The outcome of a key, unlike any other's: text that nothing compresses, since what is stored may be compressed.
     pub fn outcome(&self, key: &str) -> Bytes {
-        let mut outcome = Vec::with_capacity(self.payload);
-        while outcome.len() < self.payload {
-            let part = key.len().min(self.payload - outcome.len());
-            outcome.extend_from_slice(&key.as_bytes()[..part]);
-        }
-        outcome.into()
+        let mut hash = DefaultHasher::new();
+        key.hash(&mut hash);
+        let mut random = fastrand::Rng::with_seed(hash.finish());
+        (0..self.payload).map(|_| random.alphanumeric() as u8).collect()
     }
 
     /// Fails unless the outcome of a key is there, byte for byte.

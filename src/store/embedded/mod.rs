@@ -11,6 +11,8 @@ mod layout;
 mod log;
 mod meters;
 mod mover;
+#[cfg(test)]
+mod mover_tests;
 mod open;
 mod queue;
 mod reads;

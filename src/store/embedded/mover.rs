@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use bytes::Bytes;
+
 use super::Shared;
 use super::layout::{COUNTERS_ROW, Counters, TABLE};
 use super::recent::RowMap;
@@ -10,6 +12,10 @@ use super::sweep::Sweep;
 
 /// How often the running time is written down when nothing else is, in milliseconds.
 const RUNNING_TIME_PERIOD_MS: u64 = 10_000;
+/// The most that one transaction writes, in rows and in bytes of stored records. Each row may be on a page of its own, and
+/// the more is synced at once, the longer the next sync of the log waits.
+pub(super) const STEP_ROWS: usize = 512;
+const STEP_BYTES: usize = 1 << 20;
 
 /// What to move, and the counters as of it.
 pub(super) struct Load {
@@ -67,33 +73,56 @@ impl Mover {
     }
 }
 
-/// Writes rows and counters to the tree in one transaction.
+/// Writes rows and counters to the tree, in steps. What is cut off between two of them is whole: the log still has every
+/// row, and says the same of it as the tree or something newer, until the counters, which come with the last step and say
+/// from where on the log counts, are there.
 pub(super) fn write(
     database: &redb::Database,
     counters: Counters,
     expired: &[(Vec<u8>, crate::store::Revision)],
     rows: &RowMap,
 ) -> Result<(), redb::Error> {
-    let mut rows: Vec<_> = rows.iter().collect();
+    let mut sorted: Vec<_> = rows.iter().collect();
     // Neighbours share pages.
-    rows.sort_unstable_by_key(|(row, _)| row.as_slice());
-    let transaction = database.begin_write()?;
-    {
-        let mut table = transaction.open_table(TABLE)?;
-        table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
-        for (row, _) in expired {
-            table.remove(row.as_slice())?;
-        }
-        for (row, value) in rows {
-            match value {
-                Some(value) => drop(table.insert(row.as_slice(), value.as_ref())?),
-                None => drop(table.remove(row.as_slice())?),
+    sorted.sort_unstable_by_key(|(row, _)| row.as_slice());
+    let mut rest = sorted.as_slice();
+    loop {
+        let (step, later) = rest.split_at(step_length(rest));
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            for (row, value) in step {
+                match value {
+                    Some(value) => drop(table.insert(row.as_slice(), value.as_ref())?),
+                    None => drop(table.remove(row.as_slice())?),
+                }
+            }
+            if later.is_empty() {
+                // What was written lately replaces what expired.
+                for (row, _) in expired.iter().filter(|(row, _)| !rows.contains_key(row)) {
+                    table.remove(row.as_slice())?;
+                }
+                table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
             }
         }
+        // Durable once this returns: redb's default durability is immediate.
+        transaction.commit()?;
+        if later.is_empty() {
+            return Ok(());
+        }
+        rest = later;
     }
-    // Durable once this returns: redb's default durability is immediate.
-    transaction.commit()?;
-    Ok(())
+}
+
+/// How many of the rows are written in one transaction.
+fn step_length(rows: &[(&Vec<u8>, &Option<Bytes>)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, value): &&(&Vec<u8>, &Option<Bytes>)| {
+        let fits = bytes < STEP_BYTES;
+        bytes += value.as_ref().map_or(0, |value| value.len());
+        fits
+    };
+    rows.iter().take(STEP_ROWS).take_while(fits).count()
 }
 
 /// The end of the mover, however it comes.
