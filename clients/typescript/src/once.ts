@@ -50,6 +50,9 @@ const LAST_POLL = 16_000;
 /** The pause after an answer that came sooner than the wait it was asked for: it could make a busy loop. */
 const EARLY_ANSWER_PAUSE = 500;
 
+/** What an attempt is given at least, of the time before a run fails open: less would be an outage to who is only slow. */
+const SHORTEST_SHARE = 100;
+
 /** Settings of a run. All times are in milliseconds. */
 export interface RunOptions {
   /** The namespace of the key. Default: `default`. */
@@ -239,10 +242,13 @@ export class Once<C> {
    * taken for one that does not answer. Undefined if a server is there, and could not do it in that time.
    */
   async #beginOrOpen(beginning: Beginning, failOpen: number): Promise<Begun | Busy | undefined> {
-    const { clock } = this.#host;
+    const { clock, transport } = this.#host;
     const began = clock.now();
+    // One server that hangs is not to take the time in which another would answer.
+    const share = Math.max(failOpen / transport.servers, SHORTEST_SHARE);
+    const attempt = Math.min(share, ATTEMPT_TIME);
     try {
-      return await this.#ask(beginning, 0, { total: failOpen, attempt: ATTEMPT_TIME, thorough: true });
+      return await this.#ask(beginning, 0, { total: failOpen, attempt, thorough: true });
     } catch (failed) {
       if (!(failed instanceof CallFailed && failed.error?.unavailable)) throw failed;
       const { aftermath } = failed;

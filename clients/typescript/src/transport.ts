@@ -130,6 +130,11 @@ export class Transport {
     this.#current = Math.floor(Math.random() * servers.length);
   }
 
+  /** How many servers there are. */
+  get servers(): number {
+    return this.#servers.length;
+  }
+
   /** Sends a call until it is answered, refused, out of time, or taken back by `signal`. Fails with CallFailed. */
   async call<I extends DescMessage, O extends DescMessage>(
     lane: Lane,

@@ -6,7 +6,7 @@ import { pipeline } from "node:stream/promises";
 import { type TestContext, test } from "node:test";
 import { Client } from "onced";
 import { claimOf, decide, idempotency } from "onced/express";
-import { type Asked, answer, ask, FRAMEWORKS, type Handler, type Start, send } from "./http.js";
+import { type Asked, answer, ask, counting, FRAMEWORKS, type Handler, type Start, send } from "./http.js";
 import { gate, Relay, Server, until } from "./support.js";
 
 async function connect(t: TestContext, options = {}): Promise<{ client: Client; relay: Relay; server: Server }> {
@@ -26,16 +26,10 @@ async function* endless(gone: Promise<void>): AsyncGenerator<Buffer> {
   for (; left > 0; left -= 1) yield Buffer.alloc(1_000_000);
 }
 
-/** A handler that counts how often it runs. */
-function counting(handler: Handler): Handler & { runs: number } {
-  const counted = Object.assign(
-    (exchange: Parameters<Handler>[0]) => {
-      counted.runs += 1;
-      return handler(exchange);
-    },
-    { runs: 0 },
-  );
-  return counted;
+/** Breaks off after its first piece. */
+async function* failing(): AsyncGenerator<string> {
+  yield "begun";
+  throw new Error("boom");
 }
 
 /** A test of each framework. */
@@ -130,7 +124,7 @@ each(`a key is that of its scope, and may be left out if that is said`, async (t
 
 each(`a method is the same however it is written`, async (t, start) => {
   const { client } = await connect(t);
-  const port = await start(t, client, counting(({ send }) => send(200, {}, "ok")), { methods: ["post"] });
+  const port = await start(t, client, ({ send }) => send(200, {}, "ok"), { methods: ["post"] });
   assert.equal((await ask(port, {})).code, "IDEMPOTENCY_KEY_MISSING");
 });
 
@@ -306,6 +300,56 @@ each(`an answer in pieces is held back, and one that breaks off is none`, async 
     const broken = await ask(port, { key: "b", path: "/broken" });
     assert.deepEqual([broken.status, broken.body.toString(), handler.runs], [500, "it failed: boom", runs]);
   }
+});
+
+each(`an answer that is destroyed is a failure, and goes by the rule`, async (t, start) => {
+  const { client, relay } = await connect(t);
+  const handler = counting(({ request, response, send }) => {
+    const [, how, decision] = (request.url ?? "").split("/");
+    if (decision) decide(request, decision as "store");
+    if (handler.runs > 1) return send(200, {}, "again");
+    if (how === "begun") response.write("begun");
+    if (how === "failed") return pipeline(Readable.from(failing()), response).catch(() => {});
+    return response.destroy();
+  });
+  const options = { wait: 300, log: () => {} };
+  const retries = await start(t, client, handler, options);
+  const doubts = await start(t, client, handler, { ...options, onServerError: "in_doubt" });
+  const cases: [port: number, decision: string, then: string][] = [
+    [retries, "", "again"],
+    [doubts, "", "IN_DOUBT"],
+    [doubts, "retry", "again"],
+    // What is not there cannot be stored.
+    [retries, "store", "IN_DOUBT"],
+  ];
+  for (const path of ["/destroyed", "/begun", "/failed"]) {
+    for (const [port, decision, then] of cases) {
+      const asked = { key: `${port}${path}/${decision}`, path: `${path}/${decision}` };
+      handler.runs = 0;
+      const released = relay.count("Release");
+      await assert.rejects(ask(port, asked), asked.key);
+      await until(() => relay.count("Release") > released, "the claim is given back");
+      const again = await ask(port, asked);
+      assert.equal(again.code ?? again.body.toString(), then, asked.key);
+    }
+  }
+});
+
+each(`a handler that ends the connection, and not its answer, runs to its end`, async (t, start) => {
+  const { client, relay } = await connect(t);
+  const release = gate();
+  const handler = counting(async ({ request, send }) => {
+    request.socket.destroy();
+    await release.promise;
+    return send(200, {}, "done");
+  });
+  const port = await start(t, client, handler, { wait: 0 });
+  await assert.rejects(ask(port, { key: "k" }));
+  assert.equal((await ask(port, { key: "k" })).code, "REQUEST_IN_PROGRESS");
+  release.open();
+  await until(() => relay.count("Complete") === 1, "the answer is stored");
+  assert.equal((await ask(port, { key: "k" })).body.toString(), "done");
+  assert.deepEqual([handler.runs, relay.count("Release")], [1, 0]);
 });
 
 each(`an answer that cannot be stored is refused, and its key is in doubt`, async (t, start) => {

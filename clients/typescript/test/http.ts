@@ -24,6 +24,18 @@ export interface Exchange {
 
 export type Handler = (exchange: Exchange) => unknown;
 
+/** A handler that counts how often it runs. */
+export function counting(handler: Handler): Handler & { runs: number } {
+  const counted = Object.assign(
+    (exchange: Exchange) => {
+      counted.runs += 1;
+      return handler(exchange);
+    },
+    { runs: 0 },
+  );
+  return counted;
+}
+
 /** Starts a server with one handler for all of its paths. `between` passes before the framework's parser reads. */
 export type Start = (
   test: TestContext,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -73,17 +73,19 @@ test("a process that has closed its client ends by itself", async (t) => {
   assert.deepEqual(await once(child, "exit"), [0, null]);
 });
 
-test("what is published is what is needed", () => {
-  const packed = execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], {
-    cwd: root,
-    encoding: "utf8",
-  });
-  const report = JSON.parse(packed) as unknown;
+/** Packs what would be published, into `dir`. */
+function packed(dir: string): { file: string; paths: string[] } {
+  const args = ["pack", "--json", "--ignore-scripts", "--pack-destination", dir];
+  const report = JSON.parse(execFileSync("npm", args, { cwd: root, encoding: "utf8" })) as unknown;
   // An array, or an object by package, as the version of npm has it.
-  const [{ files }] = (Array.isArray(report) ? report : Object.values(report as object)) as [
-    { files: { path: string }[] },
+  const [{ filename, files }] = (Array.isArray(report) ? report : Object.values(report as object)) as [
+    { filename: string; files: { path: string }[] },
   ];
-  const paths = files.map(({ path }) => path);
+  return { file: join(dir, filename), paths: files.map(({ path }) => path) };
+}
+
+test("what is published is what is needed", (t) => {
+  const { paths } = packed(directory(t));
   for (const path of [
     "build/index.js",
     "build/index.d.ts",
@@ -98,6 +100,37 @@ test("what is published is what is needed", () => {
     paths.filter((path) => /^(src|test|build-test)\/|conformance/.test(path)),
     [],
   );
+});
+
+const USE = `
+import { Client, codecs } from "onced";
+import { idempotency as forExpress } from "onced/express";
+import { idempotency as forFastify } from "onced/fastify";
+import { IdempotencyService } from "onced/v1/idempotency_service";
+const client: Client = new Client("127.0.0.1:1");
+const kinds: string[] = [codecs.text.contentType, IdempotencyService.typeName, typeof forExpress(client), typeof forFastify(client)];
+console.log(kinds.join());
+void client.close();
+`;
+
+test("what is published is there for ES modules and for CommonJS, with its types", (t) => {
+  const dir = mkdtempSync(join(root, "build-test", "packed-"));
+  t.after(() => rmSync(dir, { recursive: true }));
+  const home = join(dir, "node_modules", "onced");
+  mkdirSync(home, { recursive: true });
+  execFileSync("tar", ["-xzf", packed(dir).file, "-C", home, "--strip-components=1"]);
+  // A package of its own: within this one the name is not looked up.
+  writeFileSync(join(dir, "package.json"), JSON.stringify({ name: "user" }));
+  const files = ["module.mts", "common.cts"].map((name) => join(dir, name));
+  for (const file of files) writeFileSync(file, USE);
+  const compilerOptions = { module: "node20", target: "es2022", types: ["node"], strict: true };
+  writeFileSync(join(dir, "tsconfig.json"), JSON.stringify({ compilerOptions, files }));
+  const { stdout, status } = spawnSync("npx", ["tsc", "--project", dir], { cwd: root, encoding: "utf8" });
+  assert.equal(status, 0, stdout);
+  for (const file of ["module.mjs", "common.cjs"]) {
+    const said = execFileSync(process.execPath, [join(dir, file)], { encoding: "utf8" });
+    assert.equal(said, "text/plain; charset=utf-8,onced.v1.IdempotencyService,function,function\n", file);
+  }
 });
 
 test("the agent answers, runs and ends with its input", async (t) => {

@@ -10,6 +10,7 @@ import { createInterface } from "node:readline";
 import type { TestContext } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
+import { Client, type ClientOptions } from "onced";
 
 const BINARY = process.env["ONCED_BINARY"];
 assert.ok(BINARY, "ONCED_BINARY is to name the program of the server");
@@ -151,6 +152,33 @@ export class Relay {
       call.on("cancelled", () => fate !== "hold" && forwarded.cancel());
     };
   }
+}
+
+/** A client that is closed when the test ends. */
+export function connect(test: TestContext, servers: string | string[], options: ClientOptions = {}): Client {
+  const client = new Client(servers, options);
+  test.after(() => client.close(0));
+  return client;
+}
+
+/** A client whose calls pass a relay, and one whose calls do not. */
+export async function relayed(
+  test: TestContext,
+  options: ClientOptions = {},
+): Promise<{ relay: Relay; client: Client; direct: Client }> {
+  const server = await Server.start(test);
+  const relay = await Relay.start(test, server);
+  return { relay, client: connect(test, relay.address, options), direct: connect(test, server.address) };
+}
+
+/** What a run fails with. */
+export async function failure<E extends Error>(run: Promise<unknown>, type: new (...args: never[]) => E): Promise<E> {
+  const error: unknown = await run.then(
+    (value) => assert.fail(`it came to ${JSON.stringify(value)}`),
+    (error: unknown) => error,
+  );
+  assert.ok(error instanceof type, `it failed with ${String(error)}`);
+  return error;
 }
 
 /** Waits until `condition` holds; a generous while. */

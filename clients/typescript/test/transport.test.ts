@@ -7,13 +7,7 @@ import { type TestContext, test } from "node:test";
 import { status } from "@grpc/grpc-js";
 import { Client, type ClientOptions, InvalidError, NotBegunError } from "onced";
 import { isLoopback } from "../build/access.js";
-import { certificates, directory, gate, Relay, Server } from "./support.js";
-
-function connect(test: TestContext, servers: string | string[], options: ClientOptions = {}): Client {
-  const client = new Client(servers, options);
-  test.after(() => client.close(0));
-  return client;
-}
+import { certificates, connect, directory, gate, Relay, Server } from "./support.js";
 
 async function refusal(client: Client, failOpen?: number): Promise<NotBegunError> {
   const run = client.once("k", { wait: 0, failOpen }).run(() => assert.fail("it ran"));
@@ -240,14 +234,37 @@ test("what comes to be set up wrong is no outage either", async (t) => {
   assert.equal(client.unprotected, 0);
 });
 
-test("a name that nobody knows is no outage", async (t) => {
-  t.mock.method(dns.promises, "lookup", () =>
-    Promise.reject(Object.assign(new Error("getaddrinfo ENOTFOUND"), { code: "ENOTFOUND" })),
-  );
-  const client = connect(t, "onced.invalid:7411", { timeout: 300 });
-  const error = await refusal(client, 300);
-  assert.match(error.message, /Name resolution failed/);
-  assert.equal(client.unprotected, 0);
+/** Makes looking up names fail with `code`; or hang without one. */
+function misname(t: TestContext, code: string | undefined): void {
+  const failed = Object.assign(new Error(`getaddrinfo ${code}`), { code });
+  t.mock.method(dns.promises, "lookup", () => (code === undefined ? new Promise(() => {}) : Promise.reject(failed)));
+}
+
+for (const code of ["ENOTFOUND", "EAI_AGAIN"]) {
+  test(`a name that was never found is no outage: ${code}`, async (t) => {
+    misname(t, code);
+    const client = connect(t, "onced.invalid:7411", { timeout: 300 });
+    const error = await refusal(client, 300);
+    assert.match(error.message, /Name resolution failed/);
+    assert.equal(client.unprotected, 0);
+  });
+}
+
+for (const code of ["ENOTFOUND", "EAI_AGAIN", undefined]) {
+  test(`a name that was right once, and is found no more, is an outage: ${code ?? "no answer"}`, async (t) => {
+    const server = await Server.start(t);
+    const client = connect(t, `localhost:${server.port}`);
+    await client.once("before").run(() => 1);
+    misname(t, code);
+    await server.kill();
+    assert.equal((await client.once("k", { failOpen: 300 }).run(() => 1)).protected, false);
+  });
+}
+
+test("name servers that do not answer are an outage", async (t) => {
+  misname(t, undefined);
+  const client = connect(t, "onced.invalid:7411");
+  assert.equal((await client.once("k", { failOpen: 300 }).run(() => 1)).protected, false);
 });
 
 test("mutual TLS: who has no certificate that is taken is told so", async (t) => {
