@@ -181,7 +181,7 @@ export class Once<C> {
       try {
         value = await work(claim);
       } catch (error) {
-        if (error instanceof FinalError) return await this.#complete<T>(claim, () => outcomeOfError(error), error);
+        if (isOwn(error)) return await this.#complete<T>(claim, () => outcomeOfError(error), error);
         const [rule, cause] =
           error instanceof Failure ? [error.rule, error.cause] : [this.#options.onFailure ?? "retry", error];
         throw await giveBack(claim, rule, cause);
@@ -196,7 +196,8 @@ export class Once<C> {
     try {
       return this.#codec.valueOf(outcome);
     } catch (error) {
-      if (error instanceof FinalError || error instanceof UnreadableError) tell(error, completed);
+      if (error instanceof FinalError) throw told(error, completed, false);
+      if (error instanceof UnreadableError) tell(error, completed);
       throw error;
     }
   }
@@ -331,13 +332,11 @@ export class Once<C> {
       const nothing = { completedAt: undefined, expiresAt: undefined };
       return { value, ranHere: true, owner, attempt: 0, token: 0n, protected: false, ...nothing };
     } catch (error) {
-      if (error instanceof FinalError) {
-        error.ranHere = true;
-        throw error;
-      }
+      const owner = this.#options.owner ?? this.#host.owner;
+      if (isOwn(error)) throw told(error, { owner, attempt: 0n, fencingToken: 0n }, true);
       const rule = error instanceof Failure ? error.rule : (this.#options.onFailure ?? "retry");
       const failed = new FailedError(error instanceof Failure ? error.cause : error, rule, false);
-      throw Object.assign(failed, { owner: this.#options.owner ?? this.#host.owner });
+      throw Object.assign(failed, { owner });
     }
   }
 
@@ -368,9 +367,7 @@ export class Once<C> {
     }
     if (!completed) throw of(claim, new NotStoredError(CallError.unknownAnswer("Complete"), result));
     if (!(result instanceof FinalError)) return completion(completed, result, true);
-    tell(result, completed);
-    result.ranHere = true;
-    throw result;
+    throw told(result, completed, true);
   }
 
   #request(): BeginRequest {
@@ -389,9 +386,29 @@ export class Once<C> {
   }
 }
 
+type Completer = Pick<Completed, "owner" | "attempt" | "fencingToken">;
+
 /** Adds to an error whose outcome it is. */
-function tell(error: FinalError | UnreadableError, { owner, attempt, fencingToken }: Completed): void {
+function tell(error: FinalError | UnreadableError, { owner, attempt, fencingToken }: Completer): void {
   Object.assign(error, { owner, attempt: Number(attempt), token: fencingToken });
+}
+
+/** The final errors that came out of runs. */
+const ofRuns = new WeakSet<FinalError>();
+
+/** The final error that a run ends with: another than the work's, which may be thrown again, in another run, too. */
+function told(of: FinalError, completer: Completer, ranHere: boolean): FinalError {
+  const error = new FinalError(of.status, of.message, of.details);
+  if (ranHere) error.cause = of;
+  error.ranHere = ranHere;
+  tell(error, completer);
+  ofRuns.add(error);
+  return error;
+}
+
+/** Whether the work says so of itself that it failed for good, and not of a run of another key. */
+function isOwn(error: unknown): error is FinalError {
+  return error instanceof FinalError && !ofRuns.has(error);
 }
 
 /** Gives the claim back by `rule`, because of `cause`: the error to throw. */

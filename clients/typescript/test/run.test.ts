@@ -92,7 +92,7 @@ test("a final error is everybody's", async (t) => {
     client.once("k").run(() => Promise.reject(thrown)),
     FinalError,
   );
-  assert.equal(here, thrown);
+  assert.deepEqual([here.status, here.message, here.cause], [9, "no funds", thrown]);
   assert.deepEqual([here.ranHere, here.attempt], [true, 1]);
   const elsewhere = await failure(
     client.once("k").run(() => 1),
@@ -100,6 +100,23 @@ test("a final error is everybody's", async (t) => {
   );
   assert.deepEqual([elsewhere.status, elsewhere.message, elsewhere.ranHere], [9, "no funds", false]);
   assert.throws(() => new FinalError(0, "fine"), InvalidError);
+});
+
+test("a final error of another key is no outcome unless the work says so", async (t) => {
+  const client = await one(t);
+  const thrown = new FinalError(9, "no funds");
+  const inner = () => client.once("inner").run(() => Promise.reject(thrown));
+  for (const replayed of [false, true]) {
+    const failed = await failure(client.once("outer").run(inner), FailedError);
+    assert.ok(failed.cause instanceof FinalError && failed.cause.ranHere === !replayed);
+  }
+  assert.equal((await client.once("outer").run(() => 1)).value, 1);
+  // The same error of the work's own, though another run has ended with it.
+  const own = await failure(
+    client.once("own").run(() => Promise.reject(thrown)),
+    FinalError,
+  );
+  assert.deepEqual([own.ranHere, own.message], [true, "no funds"]);
 });
 
 test("what cannot be stored leaves the key in doubt, whatever the rule", async (t) => {
