@@ -1,6 +1,7 @@
 package dev.onced.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -30,6 +31,7 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.Queue;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
@@ -161,6 +163,42 @@ class FakeServerTest {
         assertEquals(Duration.ZERO, Duration.ofNanos(Wire.nanos(begins.remove().getWait())));
         client.close(Duration.ofSeconds(5));
         assertTrue(releases.isEmpty());
+    }
+
+    @Test
+    void whoGivesUpACallThatBreaksAtThatMomentIsNotHeldUp() throws Exception {
+        refusals.add(Status.UNAVAILABLE::asRuntimeException);
+        var sender = new CompletableFuture<Thread>();
+        var broken = new CompletableFuture<Long>();
+        Onced other = Onced.builder("127.0.0.1:" + server.getPort())
+                .clock(() -> {
+                    // Only the second attempt asks in this thread.
+                    if (Thread.currentThread().getName().startsWith("onced-timer")
+                            && sender.complete(Thread.currentThread())) {
+                        return broken.join();
+                    }
+                    return System.nanoTime();
+                })
+                .build();
+        var beginning = new Beginning(other.once("k"));
+        var begun = beginning.start();
+        Thread sends = sender.get();
+        var givesUp = new Thread(() -> {
+            synchronized (beginning) {
+                broken.completeExceptionally(new IllegalStateException("the clock is broken"));
+                while (sends.getState() != Thread.State.BLOCKED) {
+                    Thread.onSpinWait();
+                }
+                beginning.giveUp("not needed any more", null);
+            }
+        });
+        givesUp.setDaemon(true);
+        givesUp.start();
+        givesUp.join(TimeUnit.SECONDS.toMillis(10));
+        // Closing the client would hang, too.
+        assertFalse(givesUp.isAlive(), "two threads wait for each other");
+        assertTrue(begun.isCompletedExceptionally());
+        other.close(Duration.ofSeconds(10));
     }
 
     @Test
