@@ -25,7 +25,9 @@ import io.grpc.Status;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
+import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -43,6 +45,8 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** A server that loses answers, over a real socket. */
 @Timeout(60)
@@ -163,6 +167,24 @@ class FakeServerTest {
         assertEquals(Duration.ZERO, Duration.ofNanos(Wire.nanos(begins.remove().getWait())));
         client.close(Duration.ofSeconds(5));
         assertTrue(releases.isEmpty());
+    }
+
+    /** Of two servers the first takes connections and says nothing. */
+    @ParameterizedTest
+    @CsvSource({"true,1000", "false,300"})
+    void aServerThatHangsLeavesTimeForAnother(boolean answeredBefore, long failOpenAfter) throws Exception {
+        try (var hangs = new ServerSocket(0, 10, InetAddress.getLoopbackAddress());
+                Onced both = Onced.connect("127.0.0.1:" + hangs.getLocalPort() + ",127.0.0.1:" + server.getPort())) {
+            if (answeredBefore) {
+                both.once("warm").run(String.class, claim -> "done");
+            }
+            both.transport.moveOn(1);
+            assertEquals(0, both.transport.current());
+            assertTrue(both.once("k")
+                    .failOpenAfter(Duration.ofMillis(failOpenAfter))
+                    .run(String.class, claim -> "done")
+                    .isProtected());
+        }
     }
 
     @Test
