@@ -15,6 +15,8 @@ final class Beginning {
     private static final long LAST_POLL = TimeUnit.SECONDS.toNanos(16);
     /** The pause after an answer that came sooner than the wait that it was asked for. */
     private static final long EARLY_ANSWER_PAUSE = TimeUnit.MILLISECONDS.toNanos(500);
+    /** The shortest attempt that asks for an outage, however many servers there are. */
+    private static final long SHORTEST_ATTEMPT = TimeUnit.MILLISECONDS.toNanos(100);
 
     private final Onced client;
     private final BeginRequest request;
@@ -31,8 +33,8 @@ final class Beginning {
     private CompletableFuture<Transport.Answer<BeginResponse>> call;
     /** Whether a server has said what is no outage, or something is set up wrong: then the run never fails open. */
     private boolean noOutage;
-    /** Whether an attempt has failed. */
-    private boolean met;
+    /** How many attempts have failed. */
+    private int failures;
     /** Whether the work runs without a claim. */
     private boolean open;
 
@@ -59,14 +61,16 @@ final class Beginning {
 
     /**
      * Asks without a wait: a server that is waiting for the holder is not silent, and must not be taken for it. A client
-     * that nobody has answered yet lets its first attempt end before it fails open, in the time of a connection at most:
-     * what takes long may be this process.
+     * that nobody has answered yet lets its first round over the servers end before it fails open, in the time of a
+     * connection at most: what takes long may be this process.
      */
     private void askForOutage() {
         long first = client.transport.isReached() ? failOpenAfter : Math.max(failOpenAfter, Server.CONNECT_TIMEOUT);
         var timer = client.timer.schedule(() -> failOpen(false), failOpenAfter, TimeUnit.NANOSECONDS);
         result.whenComplete((begun, error) -> timer.cancel(false));
-        ask(0, 0, new Transport.Patience(first, first));
+        // One server that hangs is not to take the time in which another would answer.
+        long attempt = Math.max(first / client.transport.servers(), SHORTEST_ATTEMPT);
+        ask(0, 0, new Transport.Patience(first, Math.min(attempt, client.patience(0).attempt())));
     }
 
     /** Does nothing if it is over by now. */
@@ -127,10 +131,10 @@ final class Beginning {
     private void failed(Refusal refusal, boolean setUpWrong) {
         synchronized (this) {
             noOutage |= refusal.isAnswer() || setUpWrong;
-            met = true;
+            failures++;
         }
         if (failOpenAfter >= 0 && client.transport.clock.nanos() - started >= failOpenAfter) {
-            failOpen(true);
+            failOpen(false);
         }
     }
 
@@ -201,11 +205,11 @@ final class Beginning {
      * Runs without a claim, unless it is known to be no outage. What follows is not nothing, so a claim that a server may
      * have given all the same is not given back: it keeps others away until it lapses.
      *
-     * @param met whether an attempt is known to have failed
+     * @param asked whether the servers are known to have been asked
      */
-    private void failOpen(boolean met) {
+    private void failOpen(boolean asked) {
         synchronized (this) {
-            boolean silent = met || this.met || client.transport.isReached();
+            boolean silent = asked || failures >= client.transport.servers() || client.transport.isReached();
             if (over || noOutage || !silent) {
                 return;
             }

@@ -67,14 +67,16 @@ final class Call<Q, A> {
         }
     }
 
-    private synchronized void attempt() {
-        if (result.isDone()) {
-            return;
-        }
+    private void attempt() {
         try {
-            send();
+            synchronized (this) {
+                if (!result.isDone()) {
+                    send();
+                }
+            }
         } catch (RuntimeException | Error fault) {
-            // Whoever waits must hear of it, also from a thread that nobody watches.
+            // Whoever waits must hear of it, also from a thread that nobody watches. Not under the lock: they take locks
+            // of their own, which others hold while they end this call.
             result.completeExceptionally(fault);
         }
     }

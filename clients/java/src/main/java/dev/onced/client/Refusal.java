@@ -10,7 +10,7 @@ import io.grpc.Status;
 import io.grpc.protobuf.StatusProto;
 import java.net.ConnectException;
 import java.net.UnknownHostException;
-import javax.net.ssl.SSLException;
+import javax.net.ssl.SSLHandshakeException;
 
 /**
  * An error as a server sent it, or as the transport met it.
@@ -46,10 +46,12 @@ record Refusal(Status.Code code, String reason, String message, Throwable cause,
         };
     }
 
-    /** Whether nothing was sent at all. */
+    /** Whether nothing was sent at all. Of TLS only a failed handshake says so: other faults come later, too. */
     private static boolean isUnconnected(Throwable cause) {
         for (Throwable any = cause; any != null; any = any.getCause()) {
-            if (any instanceof ConnectException || any instanceof UnknownHostException || any instanceof SSLException) {
+            if (any instanceof ConnectException
+                    || any instanceof UnknownHostException
+                    || any instanceof SSLHandshakeException) {
                 return true;
             }
         }

@@ -1,6 +1,7 @@
 package dev.onced.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -24,12 +25,15 @@ import io.grpc.Status;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
+import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.Queue;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
@@ -41,6 +45,8 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** A server that loses answers, over a real socket. */
 @Timeout(60)
@@ -161,6 +167,60 @@ class FakeServerTest {
         assertEquals(Duration.ZERO, Duration.ofNanos(Wire.nanos(begins.remove().getWait())));
         client.close(Duration.ofSeconds(5));
         assertTrue(releases.isEmpty());
+    }
+
+    /** Of two servers the first takes connections and says nothing. */
+    @ParameterizedTest
+    @CsvSource({"true,1000", "false,300"})
+    void aServerThatHangsLeavesTimeForAnother(boolean answeredBefore, long failOpenAfter) throws Exception {
+        try (var hangs = new ServerSocket(0, 10, InetAddress.getLoopbackAddress());
+                Onced both = Onced.connect("127.0.0.1:" + hangs.getLocalPort() + ",127.0.0.1:" + server.getPort())) {
+            if (answeredBefore) {
+                both.once("warm").run(String.class, claim -> "done");
+            }
+            both.transport.moveOn(1);
+            assertEquals(0, both.transport.current());
+            assertTrue(both.once("k")
+                    .failOpenAfter(Duration.ofMillis(failOpenAfter))
+                    .run(String.class, claim -> "done")
+                    .isProtected());
+        }
+    }
+
+    @Test
+    void whoGivesUpACallThatBreaksAtThatMomentIsNotHeldUp() throws Exception {
+        refusals.add(Status.UNAVAILABLE::asRuntimeException);
+        var sender = new CompletableFuture<Thread>();
+        var broken = new CompletableFuture<Long>();
+        Onced other = Onced.builder("127.0.0.1:" + server.getPort())
+                .clock(() -> {
+                    // Only the second attempt asks in this thread.
+                    if (Thread.currentThread().getName().startsWith("onced-timer")
+                            && sender.complete(Thread.currentThread())) {
+                        return broken.join();
+                    }
+                    return System.nanoTime();
+                })
+                .build();
+        var beginning = new Beginning(other.once("k"));
+        var begun = beginning.start();
+        Thread sends = sender.get();
+        var givesUp = new Thread(() -> {
+            synchronized (beginning) {
+                broken.completeExceptionally(new IllegalStateException("the clock is broken"));
+                while (sends.getState() != Thread.State.BLOCKED) {
+                    Thread.onSpinWait();
+                }
+                beginning.giveUp("not needed any more", null);
+            }
+        });
+        givesUp.setDaemon(true);
+        givesUp.start();
+        givesUp.join(TimeUnit.SECONDS.toMillis(10));
+        // Closing the client would hang, too.
+        assertFalse(givesUp.isAlive(), "two threads wait for each other");
+        assertTrue(begun.isCompletedExceptionally());
+        other.close(Duration.ofSeconds(10));
     }
 
     @Test

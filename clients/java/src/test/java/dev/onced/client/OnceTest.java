@@ -146,6 +146,27 @@ class OnceTest {
     }
 
     @Test
+    void aFinalErrorOfAnotherKeyIsNoOutcomeUnlessTheWorkSaysSo() {
+        Work<String> inner = claim -> client.once("inner")
+                .run(String.class, of -> {
+                    throw Failure.permanent(Status.Code.FAILED_PRECONDITION, "no funds");
+                })
+                .value();
+        FailedException failed =
+                assertThrows(FailedException.class, () -> client.once("outer").run(String.class, inner));
+        assertTrue(failed.getCause() instanceof FinalException);
+        assertTrue(admin.lookup("outer").hasAvailable());
+        assertThrows(FinalException.class, () -> client.once("outer").run(String.class, claim -> {
+            try {
+                return inner.run(claim);
+            } catch (FinalException error) {
+                throw Failure.permanent(error.status());
+            }
+        }));
+        assertTrue(admin.lookup("outer").hasCompleted());
+    }
+
+    @Test
     void aValueThatCannotBeStoredLeavesTheKeyInDoubt() {
         FailedException unencodable =
                 assertThrows(FailedException.class, () -> client.once("k").run(Object.class, claim -> new Object()));

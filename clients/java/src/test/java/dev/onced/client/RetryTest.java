@@ -13,8 +13,12 @@ import io.grpc.Status;
 import io.grpc.StatusException;
 import io.grpc.protobuf.StatusProto;
 import java.io.IOException;
+import java.net.ConnectException;
+import java.net.UnknownHostException;
 import java.util.OptionalLong;
 import java.util.concurrent.TimeUnit;
+import javax.net.ssl.SSLException;
+import javax.net.ssl.SSLHandshakeException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -101,6 +105,20 @@ class RetryTest {
             assertTrue(pause >= Retry.FIRST_WAIT / 2 && pause <= Retry.LONGEST_WAIT, () -> "" + pause);
         }
         assertTrue(Retry.pause(90, 1, 0) >= Retry.LONGEST_WAIT / 2);
+    }
+
+    private static boolean mayBeDone(Throwable cause) {
+        return Refusal.of(Status.UNAVAILABLE.withCause(cause), new Metadata()).mayBeDone();
+    }
+
+    @Test
+    void onlyWhatNeverConnectedIsKnownNotToBeDone() {
+        assertFalse(mayBeDone(new ConnectException("refused")));
+        assertFalse(mayBeDone(new UnknownHostException("nowhere")));
+        assertFalse(mayBeDone(new IOException(new SSLHandshakeException("PKIX path building failed"))));
+        assertTrue(mayBeDone(new SSLException("bad record MAC")));
+        assertTrue(mayBeDone(new IOException("broken pipe")));
+        assertTrue(mayBeDone(null));
     }
 
     private static boolean isAnswer(Status status) {
