@@ -94,8 +94,9 @@ class Placed:
     """An order, and what was heard of it."""
 
     replies: list[Reply] = field(default_factory=list)
-    took: int = 0
     wanted: int = 1
+    supplied: int = INITIAL_STOCK
+    took: int = 0
 
 
 class Play:
@@ -159,10 +160,16 @@ class Play:
         except ConnectionError:
             return Reply(0, "no answer")
 
+    def restock(self, order_id: str, number: int) -> None:
+        """Brings so many more of the product of an order."""
+        self.orders[order_id].supplied += number
+        with database.transaction() as execute:
+            execute("UPDATE stock SET available = available + %s WHERE product = %s", number, product_of(order_id))
+
     def close_books(self) -> None:
         """Notes what each order has taken from stock, in the end."""
         for order_id, placed in self.orders.items():
-            placed.took = INITIAL_STOCK - available(order_id)
+            placed.took = placed.supplied - available(order_id)
 
 
 def text_of(body: bytes) -> str:
@@ -193,12 +200,6 @@ def available(order_id: str) -> int:
     """What is left of the product of an order."""
     with database.transaction() as execute:
         return int(execute("SELECT available FROM stock WHERE product = %s", product_of(order_id))[0][0])
-
-
-def restock(order_id: str, number: int) -> None:
-    """Brings so many more of the product of an order."""
-    with database.transaction() as execute:
-        execute("UPDATE stock SET available = available + %s WHERE product = %s", number, product_of(order_id))
 
 
 def told(replies: list[Reply]) -> str:

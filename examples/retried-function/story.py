@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from play import INITIAL_STOCK, Placed, Play, Reply, available, restock, told
+from play import INITIAL_STOCK, Placed, Play, Reply, available, told
 
 FENCED = "the database has seen a newer fencing token"
 problems: list[str] = []
@@ -84,9 +84,8 @@ def refused(play: Play) -> None:
     play.orders["order-5"] = Placed(wanted=0)
     say("order-5", f"is for {more} where {INITIAL_STOCK} are there. Its answer is lost, and the stock filled up.")
     heard("the answer that is lost", play.deliver("order-5", "a", more))
-    restock("order-5", more)
+    play.restock("order-5", more)
     heard("it is delivered again", play.deliver("order-5", "b", more))
-    restock("order-5", -more)
 
 
 def mistakes(play: Play) -> None:
