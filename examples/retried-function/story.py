@@ -1,0 +1,159 @@
+"""Delivers the same orders to naive.py and to function.py, kills and pauses instances, and tells what became of them.
+
+Exits with 1 if function.py breaks a promise, or if naive.py does not fail as told.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from play import INITIAL_STOCK, Placed, Play, Reply, available, told
+
+FENCED = "the database has seen a newer fencing token"
+problems: list[str] = []
+
+
+def check(holds: bool, promise: str) -> None:
+    """Notes a promise that was broken."""
+    if not holds:
+        problems.append(promise)
+
+
+def say(order_id: str, what: str) -> None:
+    """Begins the account of an order."""
+    print(f"\n {order_id}  {what}")
+
+
+def heard(who: str, *replies: Reply) -> None:
+    """Tells what callers were told."""
+    print(f"   {who + ':':<34} {told(list(replies))}")
+
+
+def stock(order_id: str) -> None:
+    """Tells what is in stock."""
+    left = available(order_id)
+    print(f"   {'stock:':<34} {left}{', nothing was taken' if left == INITIAL_STOCK else ''}")
+
+
+def five_at_once(play: Play) -> None:
+    """Five deliveries in parallel."""
+    say("order-1", "is delivered five times at once, to two instances.")
+    heard("they hear", *play.deliver_all("order-1", ["a", "b", "a", "b", "a"]))
+    stock("order-1")
+
+
+def killed_before(play: Play) -> None:
+    """The crash between the guard and the stock update."""
+    say("order-2", "comes to an instance that is killed between the guard and the stock update.")
+    heard("the caller hears", play.deliver("order-2", "dies before"))
+    play.instances["dies before"].wait_killed()
+    heard("it delivers again, twice at once", *play.deliver_all("order-2", ["a", "b"]))
+    stock("order-2")
+
+
+def killed_after(play: Play) -> None:
+    """The crash after the stock update, before anybody heard of it."""
+    say("order-3", "comes to an instance that is killed when the stock update is committed, before its answer.")
+    heard("the caller hears", play.deliver("order-3", "dies after"))
+    play.instances["dies after"].wait_killed()
+    heard("it delivers again, twice at once", *play.deliver_all("order-3", ["a", "b"]))
+    stock("order-3")
+
+
+def paused(play: Play) -> None:
+    """A holder that sleeps through its lock and goes on after another one has taken over."""
+    say("order-4", "comes to an instance that is paused between the guard and the stock update.")
+    first = play.begin("order-4", "stops before")
+    play.instances["stops before"].wait_stopped()
+    heard("it is delivered again meanwhile", play.deliver("order-4", "a"))
+    stock("order-4")
+    play.instances["stops before"].resume()
+    heard("the first instance goes on", first.result())
+    if play.instances["stops before"].has_logged(FENCED):
+        print(f"   {'its log:':<34} {FENCED}")
+        play.fenced = True
+    heard("it is delivered once more", play.deliver("order-4", "b"))
+    stock("order-4")
+
+
+def refused(play: Play) -> None:
+    """An order that cannot be taken, and a stock that is filled up before it is delivered again."""
+    more = INITIAL_STOCK + 2
+    play.orders["order-5"] = Placed(wanted=0)
+    say("order-5", f"is for {more} where {INITIAL_STOCK} are there. Its answer is lost, and the stock filled up.")
+    heard("the answer that is lost", play.deliver("order-5", "a", more))
+    play.restock("order-5", more)
+    heard("it is delivered again", play.deliver("order-5", "b", more))
+
+
+def mistakes(play: Play) -> None:
+    """Requests that are wrong."""
+    print("\n          Three requests are wrong.")
+    wrong: dict[str, dict[str, object]] = {
+        "one without an order_id": {"product": "book-1", "quantity": 1},
+        'one with a quantity of "two"': {"order_id": "order-6", "product": "book-1", "quantity": "two"},
+        "order-1 again, for 7 instead of 1": {"order_id": "order-1", "product": "book-1", "quantity": 7},
+    }
+    for who, body in wrong.items():
+        play.mistaken.append(play.post(body, "b"))
+        heard(who, play.mistaken[-1])
+
+
+SCENES: list[Callable[[Play], None]] = [five_at_once, killed_before, killed_after, paused, refused, mistakes]
+
+
+def perform(module: str, title: str) -> Play:
+    """Plays all of it against one of the two."""
+    print(f"\n== {title}")
+    with Play(module) as play:
+        for scene in SCENES:
+            scene(play)
+        play.close_books()
+        return play
+
+
+def count(orders: dict[str, Placed]) -> dict[str, int]:
+    """The figures of the table."""
+    answers = {name: [reply for reply in placed.replies if reply.settles] for name, placed in orders.items()}
+    untrue = [
+        reply for name, replies in answers.items() for reply in replies if reply.status == 200 and not orders[name].took
+    ]
+    return {
+        "orders": len(orders),
+        "deliveries": sum(len(placed.replies) for placed in orders.values()),
+        "orders lost": sum(placed.took < placed.wanted for placed in orders.values()),
+        "orders taken more than once": sum(placed.took > placed.wanted for placed in orders.values()),
+        "told that it is processed, and it never was": len(untrue),
+        "orders whose callers hear different answers": sum(len(set(replies)) > 1 for replies in answers.values()),
+    }
+
+
+def main() -> None:
+    """The whole story."""
+    where = "PostgreSQL" if "DATABASE_URL" in os.environ else "SQLite, since PostgreSQL is not at hand or not wanted"
+    print(f"The database is {where}.")
+    naive = perform("naive", "Without onced: the guard first, then the work (naive.py)")
+    good = perform("function", "With onced (function.py)")
+    without, within = count(naive.orders), count(good.orders)
+
+    print(f"\n{'':<46} {'without onced':>14} {'with onced':>12}")
+    for name, number in without.items():
+        print(f"{name:<46} {number:>14} {within[name]:>12}")
+    print()
+
+    check(list(without.values()) == [5, 16, 1, 0, 3, 3], "naive.py fails as told")
+    check(naive.orders["order-2"].took == 0, "naive.py loses order-2")
+    check(list(within.values()) == [5, 16, 0, 0, 0, 0], "function.py takes each order once, and says the same to all")
+    heard_last = [reply.status for reply in good.orders["order-4"].replies]
+    check(good.fenced and heard_last == [200, 503, 200], "the database refuses the instance that was paused")
+    check({reply.status for reply in good.orders["order-5"].replies} == {409}, "a refusal is replayed as that refusal")
+    check([reply.status for reply in good.mistaken] == [400, 400, 422], "mistakes are told from duplicates")
+    check(good.mistaken[0].text.startswith("order_id:"), "an error names its field")
+    if problems:
+        sys.exit("\n".join(f"broken: {promise}" for promise in problems))
+    print("naive.py fails as told, and function.py keeps its promises.")
+
+
+main()
