@@ -21,6 +21,8 @@ const (
 	firstPoll, lastPoll = time.Second, 16 * time.Second
 	// The longest pause after an answer that came sooner than the wait it was asked for.
 	earlyAnswerPause = 500 * time.Millisecond
+	// How long one attempt may take at least while failing open may come: less would find no server there.
+	shortestShare = 100 * time.Millisecond
 )
 
 // A run is one call of Run.
@@ -93,8 +95,8 @@ func (r *run) ask(ctx context.Context) (begun answer[*oncedv1.BeginResponse], er
 		patience := r.client.patience(poll)
 		if mayOpen {
 			// Each server is asked before none is said to be there.
-			slice := max(r.failOpen/time.Duration(len(r.client.transport.servers)), time.Millisecond)
-			patience.attempt, patience.total = min(patience.attempt, slice), openAt-clock()
+			share := max(r.failOpen/time.Duration(len(r.client.transport.servers)), shortestShare)
+			patience.attempt, patience.total = min(patience.attempt, share), openAt-clock()
 		}
 		begun, err = r.poll(ctx, poll, patience)
 		unsettled = unsettled || begun.unsettled

@@ -2,6 +2,7 @@ package onced
 
 import (
 	"context"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -54,12 +55,25 @@ func worthRepeating(failed *status.Status) bool {
 	switch failed.Code() {
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return true
-	case codes.Canceled, codes.Unknown, codes.Internal:
-		// Broken connections and streams come as these, without a reason of the server's.
+	case codes.Canceled, codes.Unknown:
+		// Broken connections come as these, without a reason of the server's.
 		return refusalOf(failed).Reason == ""
 	default:
-		return false
+		return isBroken(failed) && refusalOf(failed).Reason == ""
 	}
+}
+
+// isBroken is true if the connection or the stream broke before there was an answer, as far as gRPC's text tells. It comes
+// under many codes, most often as Internal, which without that is an answer that would be the same again.
+func isBroken(failed *status.Status) bool {
+	for _, text := range []string{
+		"stream terminated by RST_STREAM", "server closed the stream without sending trailers", io.ErrUnexpectedEOF.Error(),
+	} {
+		if strings.HasPrefix(failed.Message(), text) {
+			return true
+		}
+	}
+	return false
 }
 
 // pauseBefore is how long to wait before attempt number attempts (the first is 0) over so many servers. One that was not

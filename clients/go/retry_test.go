@@ -23,7 +23,7 @@ func TestOnlyWhatMayPassIsRepeated(t *testing.T) {
 		{codes.Unavailable, "", true},
 		{codes.Canceled, "", true},
 		{codes.Unknown, "", true},
-		{codes.Internal, "", true},
+		{codes.Internal, "", false},
 		{codes.Canceled, "CANCELLED", false},
 		{codes.Canceled, "NEVER_HEARD_OF", false},
 		{codes.Internal, "INTERNAL", false},
@@ -38,6 +38,19 @@ func TestOnlyWhatMayPassIsRepeated(t *testing.T) {
 		}
 		if say := adviceOf(failed, nil); say.again != test.again {
 			t.Errorf("%v %s: %+v", test.code, test.reason, say)
+		}
+	}
+}
+
+func TestWhatABrokenConnectionLeavesIsRepeatedUnderEveryCode(t *testing.T) {
+	for _, failed := range []*status.Status{
+		status.New(codes.Internal, "stream terminated by RST_STREAM with error code: INTERNAL_ERROR"),
+		status.New(codes.ResourceExhausted, "stream terminated by RST_STREAM with error code: ENHANCE_YOUR_CALM"),
+		status.New(codes.Internal, "server closed the stream without sending trailers"),
+		status.New(codes.Internal, "unexpected EOF"),
+	} {
+		if !adviceOf(failed, nil).again {
+			t.Errorf("%v is final", failed)
 		}
 	}
 }

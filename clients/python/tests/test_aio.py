@@ -229,11 +229,12 @@ async def test_a_hung_server_does_not_stand_for_all_where_failing_open_is_allowe
     """One that takes connections and says nothing gets its share of the time, and no more."""
     mute = socket.create_server(("127.0.0.1", 0))
     address = "{}:{}".format(*mute.getsockname())
-    for number in range(4):
+    for first in range(2):
         async with onced.AsyncClient(f"{address},{server}") as client:
+            client._core.transport._current = first
             work = Work()
             work.go.set()
-            assert (await client.once(f"{key}-{number}", fail_open=3.0).run(work)).protected
+            assert (await client.once(f"{key}-{first}", fail_open=3.0).run(work)).protected
             assert client.unprotected_runs == 0
     mute.close()
 

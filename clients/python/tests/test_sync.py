@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 from typing import Any
@@ -307,6 +304,16 @@ def test_failing_open_is_said_everywhere_and_counted(own_server: Server, key: st
         assert client.unprotected_runs == 2
 
 
+def test_a_hung_server_does_not_stand_for_all_where_failing_open_is_allowed(server: str, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = "{}:{}".format(*mute.getsockname())
+        for first in range(2):
+            with onced.Client(f"{address},{server}") as client:
+                client._core.transport._current = first
+                assert client.once(f"{key}-{first}", fail_open=3.0).run(lambda _: 1).protected
+                assert client.unprotected_runs == 0
+
+
 def test_neither_a_refusal_nor_a_holder_is_an_outage(client: onced.Client, direct: Direct, key: str) -> None:
     with pytest.raises(onced.NotBegunError) as refused:
         client.once(key, namespace="NOT VALID", fail_open=0.2).run(fails)
@@ -422,26 +429,6 @@ def test_an_interrupt_after_the_work_does_not_free_the_key(
     eventually(lambda: direct.state(f"{key}-2") == "in_doubt")
 
 
-LEFT = """
-import sys, threading
-import onced
-
-client = onced.Client(sys.argv[1])
-started = threading.Event()
-
-def work(claim):
-    started.set()
-    threading.Event().wait(60)
-
-threading.Thread(target=lambda: client.once(sys.argv[2]).run(work), daemon=True).start()
-assert started.wait(30)
-"""
-
-
-def test_work_in_a_daemon_thread_keeps_no_process_alive(server: str, key: str) -> None:
-    subprocess.run([sys.executable, "-c", LEFT, server, key], check=True, timeout=HANGS)
-
-
 def test_async_work_is_refused_and_frees_the_key(client: onced.Client, direct: Direct, key: str) -> None:
     async def work(_: onced.Claim) -> None: ...
 
@@ -449,92 +436,6 @@ def test_async_work_is_refused_and_frees_the_key(client: onced.Client, direct: D
         client.once(key, on_failure="in_doubt").run(work)
     assert (failed.value.rule, failed.value.released) == ("retry", True)
     assert direct.state(key) == "available"
-
-
-INTERRUPTED = """
-import os, signal, sys, threading
-import onced
-
-# Whoever runs the tests may have told them, and so their children, to ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-client = onced.Client(sys.argv[1])
-
-def work(claim):
-    print("started", flush=True)
-    threading.Event().wait(60)
-
-try:
-    client.once(sys.argv[2], lock_ttl=120, on_failure=sys.argv[3]).run(work)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
-@pytest.mark.parametrize(("rule", "state"), [("retry", "available"), ("in_doubt", "in_doubt")])
-def test_an_interrupt_gives_the_key_back_and_goes_on(
-    server: str, direct: Direct, key: str, rule: str, state: str
-) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, server, key, rule], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
-        assert process.wait(HANGS) == 0
-    assert direct.state(key) == state
-
-
-def test_an_interrupt_drops_no_complete(faults: Faults, direct: Direct, key: str) -> None:
-    """The process lives until its outcome is stored."""
-    code = INTERRUPTED.replace("threading.Event().wait(60)", "return 7")
-    faults.plan("Complete", hold())
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, faults.address, key, "retry"], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        eventually(lambda: "Complete" in faults.seen)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
-        assert process.poll() is None
-        faults.clear()
-        assert process.wait(HANGS) == 0
-    assert direct.state(key) == "completed"
-    assert "Release" not in faults.seen
-
-
-FORKED = """
-import os, sys
-import onced
-
-unused, used = onced.Client(sys.argv[1]), onced.Client(sys.argv[1])
-if sys.argv[3] == "used":
-    used.once(sys.argv[2]).run(lambda claim: 1)
-client = used if sys.argv[3] == "used" else unused
-child = os.fork()
-if child == 0:
-    try:
-        print(client.once(sys.argv[2] + "-child").run(lambda claim: claim.attempt).value, flush=True)
-    except onced.SetupError as error:
-        print("refused:", error, flush=True)
-    os._exit(0)
-sys.exit(os.waitpid(child, 0)[1])
-"""
-
-
-def test_a_client_that_was_used_says_so_after_a_fork(server: str, key: str) -> None:
-    def run(how: str) -> str:
-        environment = {**os.environ, "GRPC_VERBOSITY": "NONE"}
-        command = [sys.executable, "-c", FORKED, server, f"{key}-{how}", how]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=HANGS, env=environment
-        ).stdout
-
-    assert run("used").startswith("refused: this client was used before its process was forked")
-    assert run("unused") == "1\n"
 
 
 def test_the_decorator(client: onced.Client, key: str) -> None:

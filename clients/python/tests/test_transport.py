@@ -213,6 +213,13 @@ def test_a_begin_that_may_fail_open_asks_for_no_wait() -> None:
     assert network.timeouts[0] == pytest.approx(1.5)
 
 
+def test_a_begin_that_may_fail_open_gives_each_server_its_share_of_the_time() -> None:
+    for fail_open, share in ((1.0, 0.5), (0.15, 0.1), (60.0, 10.0)):
+        network = Network(OK)
+        assert begin(network, "a:1,b:1", fail_open=fail_open)
+        assert network.timeouts == pytest.approx([share])
+
+
 def test_whoever_answered_keeps_a_run_from_failing_open(tmp_path: Any) -> None:
     file = tmp_path / "token"
 

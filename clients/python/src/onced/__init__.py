@@ -1,7 +1,7 @@
 """The Python client of `onced`: run this function once for this key, wherever and however often it is called."""
 
 from onced import fingerprint
-from onced.aio import AsyncClaim, AsyncClient, AsyncOnce, to_thread
+from onced.aio import AsyncClaim, AsyncClient, AsyncOnce
 from onced.codecs import BYTES, JSON, TEXT, Codec, Protobuf
 from onced.core import Done, OutcomeTooLargeError
 from onced.errors import (
@@ -23,6 +23,7 @@ from onced.errors import (
 )
 from onced.options import OnLapse, Options, Settings, SharedOptions
 from onced.sync import Claim, Client, Once
+from onced.threads import to_thread
 
 __all__ = [
     "BYTES",

@@ -6,11 +6,10 @@ import asyncio
 import functools
 import inspect
 import logging
-import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -24,6 +23,7 @@ from onced.codecs import JSON, Codec
 from onced.core import Done, Ended, GiveBack, closed, done, final, judge, make_core, not_begun, replay, unprotected
 from onced.errors import CallError, FinalError, Lost, SetupError
 from onced.options import Options, Plan, Settings, SharedOptions
+from onced.process import Home
 from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
@@ -114,6 +114,7 @@ class _Life:
     """What is under way in a client, and whether it is closed."""
 
     def __init__(self) -> None:
+        self.home = Home()
         self.active = 0
         self.is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,6 +129,7 @@ class _Life:
     @contextmanager
     def run(self) -> Iterator[None]:
         """Counts a run. Once the client is closed none begins."""
+        self.home.check()
         self.bind()
         if self.is_closed:
             raise closed()
@@ -168,9 +170,9 @@ class _Life:
 class _LoopIo:
     """Calls that are awaited."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Home) -> None:
+        self._home = home
         self._channels: dict[tuple[str, Lane], grpc.aio.Channel] = {}
-        self._process: int | None = None
 
     async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
         stub = IdempotencyServiceStub(self._channel(server, method.lane))
@@ -188,15 +190,8 @@ class _LoopIo:
     async def sleep(self, span: float, ends_at_close: bool) -> None:
         await asyncio.sleep(span)
 
-    def check_process(self) -> None:
-        """Connections do not outlive a fork."""
-        if self._process not in (None, os.getpid()):
-            raise SetupError(
-                "this client was used before its process was forked: make one in each process, or use it only after"
-            )
-
     def _channel(self, server: Server, lane: Lane) -> grpc.aio.Channel:
-        self._process = os.getpid()
+        self._home.check()
         channel = self._channels.get((server.target, lane))
         if channel is None:
             channel = (
@@ -231,7 +226,6 @@ class AsyncOnce(Generic[T]):
         stopped, or it is completed if it returns all the same; then the cancellation goes on.
         """
         with self._client._life.run():
-            self._client._io.check_process()
             plan = self._plan.fresh()
             answer = await self._begin(plan)
             if answer is None:
@@ -334,20 +328,6 @@ async def _carry_out(work: Callable[[AsyncClaim], Awaitable[T]], claim: AsyncCla
     return value
 
 
-async def to_thread(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Runs a function in a thread, and waits for its end, even if it is cancelled meanwhile.
-
-    A thread cannot be stopped. `asyncio.to_thread` ends at once when it is cancelled, and what it has begun goes on:
-    the key would be free, or taken over, while it is at it. This one returns what the function returns.
-    """
-    call = functools.partial(copy_context().run, function, *args, **kwargs)
-    running = asyncio.get_running_loop().run_in_executor(None, call)
-    while not running.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({running})
-    return running.result()
-
-
 async def _outlast(task: asyncio.Task[Any], *, cancelled: bool = False) -> asyncio.CancelledError | None:
     """Waits until a task has ended. A cancellation is handed on to it, and returned."""
     gave_up, handed_on = None, 0
@@ -408,7 +388,7 @@ class AsyncClient:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = _LoopIo()
+        self._io = _LoopIo(self._life.home)
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         # The loop itself keeps no task alive.
@@ -471,8 +451,10 @@ class AsyncClient:
         """Ends no work and drops no outcome: waits for both, up to `patience` (the client's timeout, unless told).
 
         No run begins any more, and those that wait for somebody else's work end with `NotBegunError`. True if all has
-        ended; if not, the connections stay until it has.
+        ended; if not, the connections stay until it has. In a forked process there is nothing to end.
         """
+        if self._life.home.is_left:
+            return True
         self._life.bind()
         self._life.close()
         ending = asyncio.ensure_future(self._end())

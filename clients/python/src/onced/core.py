@@ -40,6 +40,8 @@ log = logging.getLogger("onced")
 
 ATTEMPT_TIME = 10.0
 """How long one attempt of a call may take, beyond the wait it asks for, before the next server is tried, in seconds."""
+SHORTEST_SHARE = 0.1
+"""How long one attempt may take at least while failing open may come, in seconds: less would find no server there."""
 # The first wait is short, so that a record in doubt is told of soon; each further one doubles, up to the last.
 FIRST_POLL = 1.0
 LAST_POLL = 16.0
@@ -167,7 +169,8 @@ class Core:
             if opening is not None:
                 # A server that waits for a holder is not silent, and must not be taken for it: none is asked to. Each
                 # gets its share of the time: one that hangs does not stand for all.
-                poll, patience = 0.0, Patience(opening, opening / len(self.transport.servers))
+                share = max(opening / len(self.transport.servers), SHORTEST_SHARE)
+                poll, patience = 0.0, Patience(opening, min(share, ATTEMPT_TIME))
             plan.request.wait.CopyFrom(wire(poll))
             try:
                 answer = await self.transport.call(BEGIN, plan.request, patience)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -34,8 +33,9 @@ from onced.core import (
     replay,
     unprotected,
 )
-from onced.errors import CallError, ClaimLostError, Failure, FinalError, Lost, SetupError, WorkFailedError
+from onced.errors import CallError, ClaimLostError, Failure, FinalError, Lost, WorkFailedError
 from onced.options import Options, Plan, Settings, SharedOptions
+from onced.process import Home
 from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server, blocking
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
@@ -124,6 +124,7 @@ class _Life:
     """What is under way in a client, and whether it is closed."""
 
     def __init__(self) -> None:
+        self.home = Home()
         self.closing = threading.Event()
         self._changed = threading.Condition()
         self._active = 0
@@ -132,6 +133,7 @@ class _Life:
     @contextmanager
     def run(self) -> Iterator[None]:
         """Counts a run. Once the client is closed none begins."""
+        self.home.check()
         with self._changed:
             if self.closing.is_set():
                 raise closed()
@@ -147,6 +149,8 @@ class _Life:
             self._active += 1
 
     def leave(self) -> None:
+        if self.home.is_left:
+            return
         with self._changed:
             self._active -= 1
             last = self._last if self._active == 0 else None
@@ -172,7 +176,6 @@ class _ThreadIo:
         self._mutex = threading.Lock()
         self._channels: dict[tuple[str, Lane], grpc.Channel] = {}
         self._waiting: set[grpc.Future[Any]] = set()
-        self._process: int | None = None
 
     async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
         stub = IdempotencyServiceStub(self._channel(server, method.lane))
@@ -203,16 +206,9 @@ class _ThreadIo:
         for call in list(self._waiting):
             call.cancel()
 
-    def check_process(self) -> None:
-        """Connections do not outlive a fork, and neither do the threads that renew."""
-        if self._process not in (None, os.getpid()):
-            raise SetupError(
-                "this client was used before its process was forked: make one in each process, or use it only after"
-            )
-
     def _channel(self, server: Server, lane: Lane) -> grpc.Channel:
+        self._life.home.check()
         with self._mutex:
-            self._process = os.getpid()
             channel = self._channels.get((server.target, lane))
             if channel is None:
                 channel = (
@@ -247,7 +243,6 @@ class Once(Generic[T]):
         goes on. If it comes when the work has ended, what that made is stored, or the key is in doubt.
         """
         with self._client._life.run():
-            self._client._io.check_process()
             plan = self._plan.fresh()
             answer = self._begin(plan)
             if answer is None:
@@ -295,6 +290,8 @@ class Once(Generic[T]):
             verdicts.put((GiveBack("in_doubt", Interrupted("interrupted when the work had ended")), None))
         if ended.error is not None and not isinstance(ended.error, Exception):
             raise ended.error
+        # A process that the work forked, and that came out of it: the key is for the one that claimed it to settle.
+        self._client._life.home.check()
         settled = settling.result()
         if isinstance(settled, Exception):
             raise settled from (verdict.error if isinstance(verdict, GiveBack) else ended.error)
@@ -440,8 +437,10 @@ class Client:
         """Ends no work and drops no outcome: waits for both, up to `patience` (the client's timeout, unless told).
 
         No run begins any more, and those that wait for somebody else's work end with `NotBegunError`. True if all has
-        ended; if not, the connections stay until it has.
+        ended; if not, the connections stay until it has. In a forked process there is nothing to end.
         """
+        if self._life.home.is_left:
+            return True
         self._life.closing.set()
         self._io.take_back()
         all_ended = self._life.ended(self._core.timeout if patience is None else seconds(patience), self._io.close)
