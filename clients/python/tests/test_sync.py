@@ -129,6 +129,16 @@ def test_a_final_error_is_everybodys(client: onced.Client, key: str) -> None:
         assert (str(copy), copy.code, copy.token) == ("no funds", 9, final.value.token)
 
 
+def test_a_final_error_of_another_key_is_no_outcome(client: onced.Client, key: str) -> None:
+    def declined(_: onced.Claim) -> None:
+        raise onced.FinalError(9, "no funds")
+
+    for _ in range(2):
+        with pytest.raises(onced.WorkFailedError) as failed:
+            client.once(f"{key}-outer").run(lambda _: client.once(key).run(declined))
+        assert isinstance(failed.value.__cause__, onced.FinalError)
+
+
 def test_what_cannot_be_stored_is_in_doubt(client: onced.Client, direct: Direct, key: str) -> None:
     for number, value in enumerate((object(), "x" * (2 << 20), float("nan"), "\ud800")):
         with pytest.raises(onced.WorkFailedError) as failed:

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Generic, TypeVar
+from typing import Generic, TypeGuard, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
@@ -100,7 +100,7 @@ def judge(plan: Plan, codec: Codec[T], max_bytes: int, ended: Ended[T]) -> recor
     error = ended.error
     if isinstance(error, Failure):
         return GiveBack(error.rule, error)
-    if error is not None and not isinstance(error, FinalError):
+    if error is not None and not _is_own(error):
         return GiveBack(plan.on_failure, error)
     # The work ran to its end. If that cannot be stored nobody may run it again unasked, whatever the rule is.
     try:
@@ -112,6 +112,11 @@ def judge(plan: Plan, codec: Codec[T], max_bytes: int, ended: Ended[T]) -> recor
         too_large = f"the outcome takes {size} bytes encoded, and the server stores at most {max_bytes}"
         return GiveBack("in_doubt", OutcomeTooLargeError(too_large))
     return outcome
+
+
+def _is_own(error: BaseException) -> TypeGuard[FinalError]:
+    """Whether the work says so of itself that it failed for good, and not of a run of another key."""
+    return isinstance(error, FinalError) and error.token is None
 
 
 def _final_outcome(error: FinalError) -> records.Outcome:
@@ -335,7 +340,11 @@ def unprotected(plan: Plan, ended: Ended[T]) -> Done[T]:
     error = ended.error
     if error is None:
         return Done(ended.value, True, plan.request.owner, 0, 0, protected=False)  # type: ignore[arg-type]
-    if isinstance(error, FinalError) or not isinstance(error, Exception):
+    if _is_own(error):
+        raise FinalError(
+            error.code, error.message, details=error.details, owner=plan.request.owner, attempt=0, token=0
+        ) from error
+    if not isinstance(error, Exception):
         raise error
     rule = error.rule if isinstance(error, Failure) else plan.on_failure
     raise WorkFailedError(f"the work failed: {_text(error)}", rule=rule, released=False) from error
