@@ -263,8 +263,10 @@ fn errors_are_json_where_json_is_asked_for() {
 
 #[test]
 fn no_server_is_unavailable_and_the_message_helps() {
-    // A port that was free a moment ago.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    // Nobody listens there, and nobody else gets it meanwhile.
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = bound.local_addr().unwrap().to_string();
     let begin = ["begin", "--key", "k", "--timeout", "200ms", "--server", &address];
     let ran = Ran::from(onced().args(begin).output().unwrap());
     ran.expect(8, &[]).said(&[&address, "refused", "ONCED_SERVER", "--request-id"]);
