@@ -327,6 +327,8 @@ pub enum Rule {
 pub enum By {
     Kill,
     Term,
+    /// It is there and does nothing: its system takes connections, and nobody answers.
+    Freeze,
 }
 
 #[derive(Clone, Debug, Deserialize)]
