@@ -439,6 +439,11 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// For how long it does nothing, in milliseconds.
+    pub fn pauses(&self) -> u64 {
+        self.steps.iter().map(|step| if let Step::Pause { ms, .. } = step { *ms } else { 0 }).sum()
+    }
+
     /// Reads all of a directory, in the order of their names.
     pub fn read_all(directory: &Path) -> Result<Vec<Self>> {
         let entries = std::fs::read_dir(directory)
