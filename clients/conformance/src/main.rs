@@ -15,10 +15,11 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -111,6 +112,7 @@ async fn run(args: Args) -> Result<bool> {
     Ok(passed)
 }
 
+#[allow(clippy::disallowed_methods)] // How long a scenario took is told, and nothing rests on it.
 async fn play_all(
     scenarios: Vec<Scenario>,
     args: &Args,
@@ -119,30 +121,33 @@ async fn play_all(
     dir: &Path,
 ) -> Result<bool> {
     let turns = Arc::new(Semaphore::new(args.jobs.into()));
-    let scenarios: Vec<Arc<Scenario>> = scenarios.into_iter().map(Arc::new).collect();
-    let mut plays = JoinSet::new();
-    let on = |store: Store| scenarios.iter().filter(move |scenario| scenario.stores.contains(&store));
+    let mut scenarios: Vec<Arc<Scenario>> = scenarios.into_iter().map(Arc::new).collect();
+    // What waits longest is begun first, so that nothing waits alone at the end.
+    scenarios.sort_by_key(|scenario| Reverse(scenario.pauses()));
+    let on = |scenario| args.stores.iter().map(move |&store| (scenario, store));
+    let planned: Vec<(&Arc<Scenario>, Store)> =
+        scenarios.iter().flat_map(on).filter(|(scenario, store)| scenario.stores.contains(store)).collect();
     let report = Arc::new(Report::default());
-    report.plan(args.stores.iter().map(|&store| on(store).count()).sum());
-    for &store in &args.stores {
-        for scenario in on(store) {
-            let dir = dir.join(format!("{}-{store}", scenario.name));
-            std::fs::create_dir(&dir)?;
-            let prefix = etcd.filter(|_| store == Store::Etcd).map(|etcd| etcd.store(&scenario.name));
-            let address = move |dir: &Path, server: &str| match &prefix {
-                // Servers on one etcd share their records.
-                Some(store) => store.clone(),
-                None => format!("file:{}", dir.join(server).display()),
-            };
-            let (scenario, theatre) = (Arc::clone(scenario), Arc::clone(theatre));
-            let (turns, report) = (Arc::clone(&turns), Arc::clone(&report));
-            plays.spawn(async move {
-                let _turn = turns.acquire_owned().await;
-                report.begins(&scenario, store);
-                let played = play(&scenario, &theatre, |server| address(&dir, server), &dir).await;
-                report.ends(&scenario, store, played);
-            });
-        }
+    report.plan(planned.len());
+    let mut plays = JoinSet::new();
+    for (scenario, store) in planned {
+        let dir = dir.join(format!("{}-{store}", scenario.name));
+        std::fs::create_dir(&dir)?;
+        let prefix = etcd.filter(|_| store == Store::Etcd).map(|etcd| etcd.store(&scenario.name));
+        let address = move |dir: &Path, server: &str| match &prefix {
+            // Servers on one etcd share their records.
+            Some(store) => store.clone(),
+            None => format!("file:{}", dir.join(server).display()),
+        };
+        let (scenario, theatre, report) = (Arc::clone(scenario), Arc::clone(theatre), Arc::clone(&report));
+        let turn = Arc::clone(&turns).acquire_owned().await?;
+        plays.spawn(async move {
+            let _turn = turn;
+            let began = Instant::now();
+            report.begins(&scenario, store);
+            let played = play(&scenario, &theatre, |server| address(&dir, server), &dir).await;
+            report.ends(&scenario, store, played, began.elapsed());
+        });
     }
     while let Some(ended) = plays.join_next().await {
         ended.context("a scenario ended the driver")?;

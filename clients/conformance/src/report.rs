@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::play::Failure;
 use crate::scenario::{Scenario, Store};
@@ -30,14 +31,14 @@ impl Report {
         state.show();
     }
 
-    pub fn ends(&self, scenario: &Scenario, store: Store, played: Result<(), Box<Failure>>) {
+    pub fn ends(&self, scenario: &Scenario, store: Store, played: Result<(), Box<Failure>>, took: Duration) {
         let mut state = self.state();
         let title = title(scenario, store);
         state.under_way.retain(|other| *other != title);
         match played {
             Ok(()) => {
                 state.passed += 1;
-                state.line(&format!("ok      {title}"));
+                state.line(&format!("ok      {title} ({:.1} s)", took.as_secs_f64()));
             }
             Err(failure) => {
                 state.line(&account(&title, scenario, &failure));

@@ -327,6 +327,8 @@ pub enum Rule {
 pub enum By {
     Kill,
     Term,
+    /// It is there and does nothing: its system takes connections, and nobody answers.
+    Freeze,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -435,6 +437,11 @@ impl Scenario {
             }
         }
         Ok(scenario)
+    }
+
+    /// For how long it does nothing, in milliseconds.
+    pub fn pauses(&self) -> u64 {
+        self.steps.iter().map(|step| if let Step::Pause { ms, .. } = step { *ms } else { 0 }).sum()
     }
 
     /// Reads all of a directory, in the order of their names.

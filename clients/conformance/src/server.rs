@@ -119,12 +119,12 @@ impl Server {
 
     pub async fn stop(&mut self, by: By) -> Result<()> {
         let process = self.process.as_mut().with_context(|| format!("the server {} runs", self.name))?;
-        process
-            .signal(match by {
-                By::Kill => "KILL",
-                By::Term => "TERM",
-            })
-            .await?;
+        let signal = match by {
+            By::Kill => "KILL",
+            By::Term => "TERM",
+            By::Freeze => return process.signal("STOP").await,
+        };
+        process.signal(signal).await?;
         process.ended().await?;
         self.process = None;
         Ok(())
