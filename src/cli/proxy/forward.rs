@@ -172,6 +172,10 @@ impl Forward {
     async fn send(&self, request: Request<Sent>) -> Result<Response<Incoming>, Failed> {
         let (mut parts, body) = request.into_parts();
         let options = &self.0.options;
+        if options.give_up.is_cancelled() {
+            // Nothing is begun that would be given up at once, and then be in doubt.
+            return Err(Failed::NotSent("the proxy had to end".to_owned()));
+        }
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         parts.uri = options.upstream.uri(&path).map_err(|error| Failed::NotSent(error.to_string()))?;
         parts.version = Version::HTTP_11;
