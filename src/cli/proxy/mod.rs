@@ -11,6 +11,7 @@ mod listen;
 mod refusal;
 mod rules;
 mod upstream;
+mod watched;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
