@@ -31,6 +31,11 @@ use sha2::{Digest, Sha256};
 #[cfg(feature = "json")]
 use canonical::Json;
 
+/// What serde_json calls a number that it has as text, when it passes one on: all of them, where anything in the program
+/// has its feature `arbitrary_precision` on.
+#[cfg(feature = "json")]
+const NUMBER_AS_TEXT: &str = "$serde_json::private::Number";
+
 /// Why there is no fingerprint of something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
