@@ -182,22 +182,3 @@ fn fingerprints_of_protobuf_messages() {
         }
     }
 }
-
-/// A message with a map of no order, as prost-build makes it unless told otherwise.
-#[derive(Clone, PartialEq, ::prost::Message)]
-struct Unordered {
-    #[prost(map = "uint32, uint32", tag = "1")]
-    entries: std::collections::HashMap<u32, u32>,
-}
-
-impl Name for Unordered {
-    const NAME: &'static str = "Unordered";
-    const PACKAGE: &'static str = "test";
-}
-
-#[test]
-fn maps_without_an_order_are_refused() {
-    // Of so many entries no two orders are alike.
-    let entries = (0..100).map(|entry| (entry, entry)).collect();
-    assert_eq!(protobuf(&Unordered { entries }), Err(Unfit::MapsUnordered("test.Unordered".to_owned())));
-}
