@@ -140,6 +140,7 @@ impl Run {
         }
     }
 
+    #[cfg(feature = "http")]
     pub fn claim(&self) -> Claim {
         Claim::new(&self.held)
     }
