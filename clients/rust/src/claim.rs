@@ -79,10 +79,10 @@ impl Claim {
         self.0.ttl
     }
 
-    /// How long the lock lives for certain, on this machine's clock; zero once the claim is lost.
+    /// How long the lock lives for certain, on this machine's clock; zero once the claim is lost or the run is over.
     pub fn lock_left(&self) -> Duration {
         let state = *self.0.state.borrow();
-        if state.lost.is_some() { Duration::ZERO } else { state.ends.since(self.0.clock.now()) }
+        if state.is_held() { state.ends.since(self.0.clock.now()) } else { Duration::ZERO }
     }
 
     /// Whether the claim no longer protects the work, and why.
@@ -91,14 +91,12 @@ impl Claim {
         self.0.state.borrow().lost
     }
 
-    /// Ends when the claim is lost: the cancel signal of the work.
-    pub async fn lost(&self) -> Lost {
+    /// Ends when the claim is lost: the cancel signal of the work. `None` if the run has ended without that: what still
+    /// runs of the work then has no claim any more, either.
+    pub async fn lost(&self) -> Option<Lost> {
         let mut state = self.0.state.subscribe();
         // The sender lives in `self`, so the wait cannot fail.
-        match state.wait_for(|state| state.lost.is_some()).await.map(|state| state.lost) {
-            Ok(Some(lost)) => lost,
-            Ok(None) | Err(_) => Lost::LockEnded,
-        }
+        state.wait_for(|state| !state.is_held()).await.ok().and_then(|state| state.lost)
     }
 
     /// Saves where the work is, at most 64 KiB, for whoever takes over after a lapse or a release. Renews
@@ -141,6 +139,18 @@ struct LockState {
     /// When the lock ends on this machine's clock, at the earliest.
     ends: Moment,
     lost: Option<Lost>,
+    /// Whether the run has ended, one way or the other.
+    over: bool,
+}
+
+impl LockState {
+    fn new(ends: Moment) -> Self {
+        Self { ends, lost: None, over: false }
+    }
+
+    fn is_held(self) -> bool {
+        self.lost.is_none() && !self.over
+    }
 }
 
 impl Held {
@@ -150,7 +160,7 @@ impl Held {
         let ends = sent + duration(claim.waited.as_ref()) + ttl;
         let sequence = AtomicU64::new(claim.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.sequence));
         let clock = client.transport().clock().clone();
-        let state = watch::Sender::new(LockState { ends, lost: None });
+        let state = watch::Sender::new(LockState::new(ends));
         let held = Self { client, clock, namespace, key, claim, protected: true, ttl, sequence, state };
         held.look();
         Arc::new(held)
@@ -159,7 +169,7 @@ impl Held {
     /// What stands for a claim where there is none.
     pub fn unprotected(client: Client) -> Arc<Self> {
         let clock = client.transport().clock().clone();
-        let state = watch::Sender::new(LockState { ends: Moment::default(), lost: None });
+        let state = watch::Sender::new(LockState::new(Moment::default()));
         Arc::new(Self {
             client,
             clock,
@@ -205,7 +215,7 @@ impl Held {
         }
         let now = self.clock.now();
         self.state.send_if_modified(|state| {
-            let ended = state.lost.is_none() && now >= state.ends;
+            let ended = state.is_held() && now >= state.ends;
             if ended {
                 state.lost = Some(Lost::LockEnded);
             }
@@ -264,7 +274,7 @@ impl Held {
         loop {
             self.look();
             let state = *self.state.borrow();
-            if state.lost.is_some() {
+            if !state.is_held() {
                 return;
             }
             self.sleep_until(state.ends).await;
@@ -301,6 +311,16 @@ impl Drop for Keeper {
         for task in &self.0 {
             task.abort();
         }
+    }
+}
+
+/// Tells who still waits for the loss of a claim that its run is over, when that is dropped.
+#[derive(Debug)]
+pub(crate) struct Over(pub Arc<Held>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.state.send_modify(|state| state.over = true);
     }
 }
 
@@ -356,7 +376,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!signal.is_finished());
         *now.lock().unwrap() = 500;
-        assert_eq!(signal.await.unwrap(), Lost::LockEnded);
+        assert_eq!(signal.await.unwrap(), Some(Lost::LockEnded));
     }
 
     #[test]

@@ -115,10 +115,11 @@ impl Once {
         self
     }
 
-    /// Runs the work without a claim when no server has answered for as long as `after`: for work that is better done
-    /// twice than not at all. Never once a server has said anything of the key or refused to, and never for a client
-    /// that is set up wrong (its addresses, TLS, credentials). The work is told, by [`Claim::protected`], and so is the
-    /// caller, by [`Completion::protected`]; [`Client::unprotected_runs`] counts. Without this, such a run is an error.
+    /// Runs the work without a claim when no server has answered for as long as `after`, of which each gets its share:
+    /// for work that is better done twice than not at all. Never once a server has said anything of the key or refused
+    /// to, and never for a client that is set up wrong (its addresses, TLS, credentials). The work is told, by
+    /// [`Claim::protected`], and so is the caller, by [`Completion::protected`]; [`Client::unprotected_runs`] counts.
+    /// Without this, such a run is an error.
     pub fn fail_open(mut self, after: Duration) -> Self {
         self.fail_open = Some(after);
         self

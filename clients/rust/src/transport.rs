@@ -21,7 +21,7 @@ use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a busy connection is asked whether it lives, and how long the answer may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// How much longer than an attempt's deadline its answer may be on the way.
+/// How much longer than an attempt's deadline its answer may be on the way, a quarter of that at most.
 pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(250);
 
 /// The connection that a call takes. Calls of holders have their own, so that no crowd of waiting calls
@@ -173,7 +173,8 @@ impl Transport {
             let mut attempt = Request::new(request.clone());
             attempt.set_timeout(time);
             let token = self.sign(&mut attempt);
-            let answer = tokio::time::timeout(time + ANSWER_MARGIN, send(self.channel(index, lane), attempt));
+            let margin = ANSWER_MARGIN.min(patience.attempt / 4);
+            let answer = tokio::time::timeout(time + margin, send(self.channel(index, lane), attempt));
             let status = match answer.await {
                 Ok(Ok(response)) => {
                     self.reached.store(true, Ordering::Relaxed);
@@ -288,12 +289,16 @@ impl Transport {
     /// nobody knows who will be asked next.
     fn wait(&self, attempts: &mut Attempts, pushback: Duration) -> Duration {
         attempts.pushback = attempts.pushback.max(pushback);
-        let servers = u32::try_from(self.servers.len()).unwrap_or(u32::MAX);
-        if !attempts.count.is_multiple_of(servers) {
+        if !attempts.count.is_multiple_of(self.count()) {
             // One that was not tried in this round is tried at once: its neighbour's pushback does not bind it.
             return Duration::ZERO;
         }
-        retry::wait(attempts.count / servers, std::mem::take(&mut attempts.pushback))
+        retry::wait(attempts.count / self.count(), std::mem::take(&mut attempts.pushback))
+    }
+
+    /// How many servers there are.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.servers.len()).unwrap_or(u32::MAX)
     }
 
     /// The server that the next call goes to.

@@ -9,7 +9,7 @@ use std::task::Poll;
 use tokio::runtime::Handle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::claim::{Claim, Held, Keeper, Lost};
+use crate::claim::{Claim, Held, Keeper, Lost, Over};
 use crate::completion::{Completion, Failure, Kind, OnFailure, OnceError, WorkError};
 use crate::error::Error;
 use crate::v1::{CompleteRequest, Outcome};
@@ -29,6 +29,7 @@ pub(crate) struct Run {
     guard: ReleaseOnDrop,
     held: Arc<Held>,
     owner: String,
+    over: Over,
     open: TaskTrackerToken,
 }
 
@@ -36,7 +37,8 @@ impl Run {
     pub fn new(held: Arc<Held>, rule: OnFailure, owner: String, open: TaskTrackerToken) -> Self {
         let keeper = held.protected.then(|| Keeper::start(&held));
         let guard = ReleaseOnDrop { held: Some(Arc::clone(&held)), rule };
-        Self { keeper, guard, held, owner, open }
+        let over = Over(Arc::clone(&held));
+        Self { keeper, guard, held, owner, over, open }
     }
 
     /// Runs `work`, and says how it ended. `encode` makes an outcome of its value, and what the caller gets.
@@ -104,7 +106,7 @@ impl Run {
     /// Stores the outcome. The call is on a task of its own, so that dropping the run does not cut it short,
     /// and the claim is renewed until it is answered.
     async fn complete(self, outcome: Outcome) -> Result<Completion<()>, OnceError> {
-        let Self { keeper, held, open, .. } = self;
+        let Self { keeper, held, over, open, .. } = self;
         let client = held.client().clone();
         let request = CompleteRequest {
             namespace: held.namespace.clone(),
@@ -117,7 +119,7 @@ impl Run {
         let patience = client.timeout().max(Claim::new(&held).lock_ttl());
         let completing = tokio::spawn(async move {
             let answer = client.complete_within(patience, request).await;
-            drop((keeper, open));
+            drop((keeper, over, open));
             answer
         });
         let answer = match completing.await {
@@ -138,6 +140,7 @@ impl Run {
         }
     }
 
+    #[cfg(feature = "http")]
     pub fn claim(&self) -> Claim {
         Claim::new(&self.held)
     }

@@ -132,7 +132,7 @@ async fn supervise(
                     (Some(_), _) => patience.set(tokio::time::sleep(LAST_WORDS)),
                 }
             }
-            how = claim.lost(), if lost.is_none() && status.is_none() => {
+            Some(how) = claim.lost(), if lost.is_none() && status.is_none() => {
                 lost = Some(how);
                 say(&format!("{how}; stopping the command"));
                 if let Some(pid) = pid {

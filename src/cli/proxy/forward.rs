@@ -20,11 +20,12 @@ use onced_client::{Claim, OnFailure};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use super::body::{Answer, Holding, Sent, boxed};
+use super::body::{Answer, Sent, boxed};
 use super::headers::{self, ATTEMPT, FENCING_TOKEN, OUTCOME, REPLAYED};
 use super::limit::Place;
 use super::refusal::Refusal;
 use super::upstream::{Pool, Upstream};
+use super::watched::Watched;
 use crate::clock::Clock;
 use crate::record::limits::OUTCOME_MAX_BYTES;
 use crate::telemetry::Throttle;
@@ -85,13 +86,15 @@ impl Forward {
         B: Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        // The upstream has its time from when it has all of the request.
-        let sent = CancellationToken::new();
-        let guard = sent.clone().drop_guard();
-        let request = request.map(|body| Holding::new(boxed(body), guard).boxed_unsync());
+        let Options { connect, answer, .. } = self.0.options;
+        let (parts, body) = request.into_parts();
+        let (body, taker) = Watched::new(boxed(body));
+        let request = Request::from_parts(parts, body.boxed_unsync());
+        // The upstream has its time for each piece of the request, and again once it has all of it.
         let late = async {
-            sent.cancelled().await;
-            tokio::time::sleep(self.0.options.answer).await;
+            if !taker.stalls(connect.saturating_add(answer), answer).await {
+                tokio::time::sleep(answer).await;
+            }
         };
         let exchange = async {
             let give_up = &self.0.options.give_up;
@@ -172,6 +175,10 @@ impl Forward {
     async fn send(&self, request: Request<Sent>) -> Result<Response<Incoming>, Failed> {
         let (mut parts, body) = request.into_parts();
         let options = &self.0.options;
+        if options.give_up.is_cancelled() {
+            // Nothing is begun that would be given up at once, and then be in doubt.
+            return Err(Failed::NotSent("the proxy had to end".to_owned()));
+        }
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         parts.uri = options.upstream.uri(&path).map_err(|error| Failed::NotSent(error.to_string()))?;
         parts.version = Version::HTTP_11;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Version};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::Holding;
 use super::front::Front;
+use super::watched::taken_in_time;
 use crate::telemetry::metrics::{LIMIT_SIZE, LIMIT_USED};
 
 /// How long accepting pauses after it failed, as it does when files run out.
@@ -34,6 +36,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many requests an HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 256;
+/// How much of an answer is kept for a caller that takes it more slowly than it comes, by HTTP/2: little, so that it shows.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// The name of the limit on connections, as the metrics have it.
 const LIMIT: &str = "connections";
 
@@ -73,6 +77,7 @@ impl Connections {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_concurrent_streams(STREAMS_MAX)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_header_list_size(HEAD_MAX_BYTES);
         gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
         let free = Arc::new(Semaphore::new(limits.connections));
@@ -139,8 +144,13 @@ impl Connections {
             let service = service_fn(move |request: Request<Incoming>| {
                 let (front, one) = (Arc::clone(&front), Open::new(&open));
                 async move {
+                    let version = request.version();
                     let (response, place) = front.answer(request, peer.ip()).await;
-                    Ok::<_, Infallible>(response.map(|body| Holding::new(body, (place, one))))
+                    Ok::<_, Infallible>(response.map(|body| {
+                        let body = Holding::new(body, (place, one)).boxed_unsync();
+                        // Else the connection itself shows it: see `Writing`.
+                        if version == Version::HTTP_2 { taken_in_time(body, limits.write) } else { body }
+                    }))
                 }
             });
             let io = TokioIo::new(Writing { stream, limit: limits.write, timer: None });

@@ -11,6 +11,7 @@ mod listen;
 mod refusal;
 mod rules;
 mod upstream;
+mod watched;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -153,6 +154,8 @@ async fn listen(args: &ProxyArgs) -> Result<TcpListener, Ended> {
 
 /// Lets requests end: those with callers, then those whose callers are gone, then what is to be stored of them.
 async fn drain(front: &Front, connections: &Connections, client: &Client) {
+    // Who waits for a claim is told at once to come again: there may be no time left to run what it would get.
+    client.close(Duration::ZERO).await;
     connections.drain().await;
     front.places.empty().await;
     client.close(Duration::MAX).await;

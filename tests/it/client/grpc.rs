@@ -20,6 +20,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Server, TTL, dead_address, lookup};
+use crate::support::server::HANGS;
 
 /// A shop: what it does, it counts. What it is to answer stands in the namespace of its requests.
 #[derive(Clone, Default)]
@@ -148,7 +149,8 @@ fn keyed<T>(key: &'static str, message: T) -> Request<T> {
 
 async fn list(channel: &Channel, key: &'static str, asked: &str) -> Result<Response<ListResponse>, Status> {
     let message = ListRequest { namespace: asked.to_owned(), ..Default::default() };
-    AdminServiceClient::new(channel.clone()).list(keyed(key, message)).await
+    let mut client = AdminServiceClient::new(channel.clone());
+    tokio::time::timeout(HANGS, client.list(keyed(key, message))).await.expect("no answer")
 }
 
 fn replayed(metadata: &tonic::metadata::MetadataMap) -> bool {
@@ -248,7 +250,7 @@ async fn a_handler_runs_to_its_end_when_its_caller_hangs_up() {
     let channel = shop.serve(layer(&server.client())).await;
     let asking = channel.clone();
     let first = tokio::spawn(async move { list(&asking, "k", "slow").await });
-    shop.begun.notified().await;
+    tokio::time::timeout(HANGS, shop.begun.notified()).await.expect("it does not begin");
     first.abort();
     let hasty = shop.serve(layer(&server.client()).wait(Duration::ZERO)).await;
     assert_eq!(refused(list(&hasty, "k", "slow").await), (Code::Aborted, "REQUEST_IN_PROGRESS".to_owned()));

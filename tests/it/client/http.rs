@@ -149,7 +149,7 @@ async fn open(address: SocketAddr, request: Request) -> http::Response<hyper::bo
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    sender.send_request(request).await.unwrap()
+    tokio::time::timeout(HANGS, sender.send_request(request)).await.expect("no answer").unwrap()
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -177,8 +177,8 @@ impl Answer {
 
 async fn send(address: SocketAddr, request: Request) -> Answer {
     let (parts, body) = open(address, request).await.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let body = String::from_utf8(body.to_vec()).unwrap();
+    let body = tokio::time::timeout(HANGS, body.collect()).await.expect("no end").unwrap();
+    let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();
     Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
@@ -189,7 +189,7 @@ async fn post_to(address: SocketAddr, target: &str, key: &str) -> Answer {
 /// Hangs up on a request as soon as the shop is at it.
 async fn hang_up_on_slow(shop: &Shop, address: SocketAddr, key: &'static str) {
     let asking = tokio::spawn(async move { post_to(address, "/slow", key).await });
-    shop.begun.notified().await;
+    tokio::time::timeout(HANGS, shop.begun.notified()).await.expect("it does not begin");
     asking.abort();
     assert!(asking.await.unwrap_err().is_cancelled());
 }
@@ -440,8 +440,8 @@ async fn an_answer_that_is_not_to_be_stored_passes_and_holds_its_key_to_its_end(
     let mut answer = open(address, retry()).await;
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     shop.events.0.add_permits(1);
-    let event = answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
-    assert_eq!(event, "data: x\n\n");
+    let event = tokio::time::timeout(HANGS, answer.body_mut().frame()).await.expect("it is held back");
+    assert_eq!(event.unwrap().unwrap().into_data().unwrap(), "data: x\n\n");
     // The handler is still at it.
     assert_eq!(send(address, retry()).await.code(), "REQUEST_IN_PROGRESS");
     drop(answer);

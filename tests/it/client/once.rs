@@ -14,6 +14,7 @@ use onced_client::{
 
 use super::{Server, TTL, claim, lookup};
 use crate::support::proxy::Proxy;
+use crate::support::server::HANGS;
 
 fn once(client: &Client, key: &str) -> Once {
     client.once(key).lock_ttl(TTL).wait(Duration::from_secs(60))
@@ -178,7 +179,7 @@ async fn a_lost_claim_cancels_the_work_and_its_outcome_does_not_count() {
             force: true,
         };
         operator.delete(delete).await.unwrap();
-        assert_eq!(claim.lost().await, Lost::TakenOver);
+        assert_eq!(claim.lost().await, Some(Lost::TakenOver));
         assert_eq!(claim.lock_left(), Duration::ZERO);
         Ok("too late")
     };
@@ -207,8 +208,26 @@ async fn a_claim_that_is_given_back_cancels_what_still_runs_of_the_work() {
         if dropped {
             run.abort();
         }
-        assert_eq!(part.await.unwrap(), Lost::GivenBack, "dropped: {dropped}");
+        assert_eq!(part.await.unwrap(), Some(Lost::GivenBack), "dropped: {dropped}");
         assert_eq!(run.await.is_err(), dropped);
+    }
+}
+
+#[tokio::test]
+async fn what_still_runs_of_the_work_is_told_that_its_run_has_ended_well() {
+    let server = Server::start().await;
+    let nobody = Client::connect(super::dead_address().await).unwrap();
+    let runs = [once(&server.client(), "k"), once(&nobody, "k").fail_open(Duration::from_millis(50))];
+    for run in runs {
+        let (started, running) = tokio::sync::oneshot::channel();
+        let work = move |claim: onced_client::Claim| async move {
+            let part = async move { (claim.lost().await, claim.is_lost(), claim.lock_left()) };
+            started.send(tokio::spawn(part)).unwrap();
+            Ok("done")
+        };
+        run.run(work).await.unwrap();
+        let told = tokio::time::timeout(HANGS, running.await.unwrap()).await.expect("it waits for ever");
+        assert_eq!(told.unwrap(), (None, None, Duration::ZERO));
     }
 }
 
@@ -219,7 +238,7 @@ async fn a_lock_that_cannot_be_renewed_cancels_the_work_and_a_late_outcome_still
     let client = Client::connect(proxy.endpoint()).unwrap();
     let work = |claim: onced_client::Claim| async move {
         proxy.close();
-        assert_eq!(claim.lost().await, Lost::LockEnded);
+        assert_eq!(claim.lost().await, Some(Lost::LockEnded));
         proxy.open();
         Ok("late")
     };

@@ -145,6 +145,36 @@ async fn work_runs_without_a_claim_only_if_told_so_and_counted() {
     assert_eq!(client.unprotected_runs(), 3);
 }
 
+/// Takes connections, and is silent.
+async fn hung_address() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok(stream) = listener.accept().await {
+            taken.push(stream);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn servers_that_hang_are_no_outage_while_another_one_answers() {
+    let server = Server::start().await;
+    let servers = [hung_address().await, hung_address().await, server.address.clone()].join(",");
+    // Each begins at another one.
+    let runs = (0..12).map(|number| {
+        let client = Client::connect(&servers).unwrap();
+        tokio::spawn(async move {
+            let run = client.once(number.to_string()).fail_open(Duration::from_millis(1_500));
+            run.run(|claim| async move { Ok(claim.protected().to_string()) }).await.unwrap().protected
+        })
+    });
+    for run in runs.collect::<Vec<_>>() {
+        assert!(run.await.unwrap());
+    }
+}
+
 /// One that holds a call as long as it was asked to must not be taken for one that is silent.
 #[tokio::test]
 async fn a_known_holder_is_no_outage() {

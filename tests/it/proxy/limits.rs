@@ -1,5 +1,6 @@
 //! What callers may take.
 
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -114,6 +115,46 @@ async fn an_answer_that_is_not_read_is_given_up() {
     let mut unread = TcpStream::connect(setup.proxy.address).await.unwrap();
     unread.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     tokio::time::timeout(HANGS, noticed.pass()).await.expect("it is still sent");
+}
+
+/// A caller of HTTP/2 that lets the proxy send no byte of an answer.
+async fn without_window(setup: &Setup, request: Request<Full<Bytes>>) -> Response<hyper::body::Incoming> {
+    let stream = TcpStream::connect(setup.proxy.address).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut http2, connection) =
+        builder.initial_stream_window_size(0).handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let answer = tokio::time::timeout(HANGS, http2.send_request(request)).await.expect("no answer").unwrap();
+    // The connection lives as long as this.
+    tokio::spawn(async move {
+        let _http2 = http2;
+        std::future::pending::<()>().await
+    });
+    answer
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_given_up_by_http2_as_well() {
+    let setup = Setup::with(&["--body-timeout", "300ms", "--max-requests", "2"], |seen| async move {
+        let status = if seen.method == Method::POST { 503 } else { 200 };
+        text(status, &"x".repeat(3 << 20))
+    })
+    .await;
+    let get = setup.request(Method::GET, "/").body(Full::default()).unwrap();
+    let passes = without_window(&setup, get).await;
+    let post = setup.request(Method::POST, "/orders").header("idempotency-key", "k");
+    // Too large to be read ahead, and not to be stored: the key is held until it has been sent.
+    let holds = without_window(&setup, post.body(Full::from("one")).unwrap()).await;
+    assert_eq!((passes.status().as_u16(), holds.status().as_u16()), (200, 503));
+    setup.until("k", |record| matches!(record, Record::Available(_))).await;
+    let freed = async {
+        let get = || setup.request(Method::GET, "/").body(Full::default()).unwrap();
+        while setup.caller.send(get()).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(HANGS, freed).await.expect("the places are still taken");
+    drop((passes, holds));
 }
 
 #[tokio::test]

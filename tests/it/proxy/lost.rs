@@ -102,6 +102,30 @@ async fn without_a_key_only_the_start_of_an_answer_has_to_come_in_time() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_does_not_read_what_has_no_key_is_not_waited_for() {
+    let upstream = Upstream::raw(|stream| async move {
+        let _stream = stream;
+        std::future::pending().await
+    })
+    .await;
+    let setup = Setup::of(&["--answer-timeout", "300ms", "--connect-timeout", "300ms"], upstream).await;
+    let stream = tokio::net::TcpStream::connect(setup.proxy.address).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    // More than all that is in between can hold.
+    let sending = tokio::spawn(async move {
+        let head = "PUT /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+        writer.write_all(head.as_bytes()).await.unwrap();
+        let piece = vec![b'x'; 1 << 20];
+        while writer.write_all(&piece).await.is_ok() {}
+    });
+    let mut answer = [0; 13];
+    let read = tokio::io::AsyncReadExt::read_exact(&mut reader, &mut answer);
+    tokio::time::timeout(HANGS, read).await.expect("it was waited for").unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 504 ");
+    sending.abort();
+}
+
+#[tokio::test]
 async fn an_upstream_that_closes_each_connection_loses_nothing() {
     let upstream = Upstream::raw(|mut stream| async move {
         read_request(&mut stream).await;

@@ -219,6 +219,67 @@ async fn at_sigterm_what_is_at_work_ends_and_nothing_new_begins() {
 }
 
 #[tokio::test]
+async fn who_waits_at_sigterm_is_told_to_come_again_and_what_runs_ends() {
+    let gate = Gate::new();
+    let opened = gate.clone();
+    let flags = ["--wait", "60s", "--drain-limit", "60s"];
+    let mut setup = Setup::with(&flags, move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            text(200, "done")
+        }
+    })
+    .await;
+    let runs = setup.order_meanwhile("k");
+    while setup.upstream.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let waits = setup.order_meanwhile("k");
+    // Until it does.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    setup.proxy.terminate();
+    let told = tokio::time::timeout(Duration::from_secs(10), waits).await.expect("it still waits").unwrap();
+    assert_eq!(told.problem(503, "UNAVAILABLE").header("retry-after"), "1");
+    assert!(!runs.is_finished());
+    opened.open();
+    runs.await.unwrap().is(200, "done");
+    assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+    setup.upstream.only();
+}
+
+#[tokio::test]
+async fn a_key_that_comes_free_after_sigterm_is_left_alone() {
+    let mut setup = Setup::start(&["--wait", "60s", "--drain-limit", "300ms"]).await;
+    let (client, name) = (setup.client(), ("default".to_owned(), "k".to_owned()));
+    let request = onced_client::v1::BeginRequest {
+        namespace: name.0.clone(),
+        key: name.1.clone(),
+        request_id: "6f1c5c66-6e0b-4b3a-9a55-0d4b4f3c8a01".to_owned(),
+        ..Default::default()
+    };
+    let held = client.begin(request).await.unwrap();
+    let onced_client::Begun::Claim(held) = held else { panic!("{held:?}") };
+    let waits = setup.order_meanwhile("k");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    setup.proxy.terminate();
+    // Later than the proxy waits for its upstream, and sooner than it gives up its callers.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let release = onced_client::v1::ReleaseRequest {
+        namespace: name.0,
+        key: name.1,
+        fencing_token: held.fencing_token,
+        disposition: onced_client::v1::Disposition::Retry.into(),
+        ..Default::default()
+    };
+    client.release(release).await.unwrap();
+    waits.await.unwrap().problem(503, "UNAVAILABLE");
+    assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+    setup.is_free("k").await;
+    assert!(setup.upstream.seen().is_empty());
+}
+
+#[tokio::test]
 async fn what_does_not_end_at_sigterm_is_given_up_and_its_key_in_doubt() {
     let mut setup = Setup::with(&["--drain-limit", "200ms"], |_| std::future::pending()).await;
     let caller = setup.order_meanwhile("k");

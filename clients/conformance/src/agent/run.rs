@@ -250,8 +250,9 @@ impl Stage {
         }));
         let (agent, name) = (self.agent, self.name);
         let watching = tokio::spawn(async move {
-            let why = loss(claim.lost().await);
-            agent.says(json!({"event": "lost", "run": name, "why": why}));
+            if let Some(lost) = claim.lost().await {
+                agent.says(json!({"event": "lost", "run": name, "why": loss(lost)}));
+            }
         });
         let finish = self.finished.await;
         watching.abort();

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::Unfit;
+use super::{NUMBER_AS_TEXT, Unfit};
 
 /// The largest integer that every smaller one is told from, in doubles: 2^53 - 1.
 const MAX_INTEGER: i128 = (1 << 53) - 1;
@@ -25,9 +25,18 @@ pub(super) enum Json {
 impl Json {
     pub fn read(text: &[u8]) -> Result<Self, Unfit> {
         let json: Json = serde_json::from_slice(text).map_err(|error| Unfit::NotJson(error.to_string()))?;
-        match huge_integer(text) {
-            Some(integer) => Err(Unfit::IntegerTooLarge(integer)),
-            None => Ok(json),
+        check_text(text)?;
+        Ok(json)
+    }
+
+    /// A number as it was written.
+    pub fn number(text: &str) -> Result<Self, Unfit> {
+        if !text.contains(['.', 'e', 'E']) {
+            return text.parse().map(Json::Integer).map_err(|_| Unfit::IntegerTooLarge(text.to_owned()));
+        }
+        match text.parse::<f64>() {
+            Ok(value) if value.is_finite() => Ok(Json::Float(value)),
+            _ => Err(Unfit::NotJson(format!("{text} is no number that a double can be"))),
         }
     }
 
@@ -134,19 +143,26 @@ fn quoted(text: &str) -> Result<String, Unfit> {
     serde_json::to_string(text).map_err(|error| Unfit::NotJson(error.to_string()))
 }
 
-/// An integer of `text`, which is JSON, that is beyond what serde_json keeps apart from other numbers.
-fn huge_integer(text: &[u8]) -> Option<String> {
+/// Refuses what serde_json lets pass in `text`: integers beyond what it keeps apart from other numbers, and in keys, which
+/// are read as bytes, what is to be escaped.
+fn check_text(text: &[u8]) -> Result<(), Unfit> {
     let mut rest = text;
     while let Some(&first) = rest.first() {
         let length = match first {
-            b'"' => string_length(rest),
+            b'"' => {
+                let length = string_length(rest);
+                if rest[..length].iter().any(|byte| *byte < b' ') {
+                    return Err(Unfit::NotJson("a control character in a string is not escaped".to_owned()));
+                }
+                length
+            }
             b'-' | b'0'..=b'9' => {
                 let in_number = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
                 let length = rest.iter().take_while(|byte| in_number(byte)).count();
                 let number = &rest[..length];
                 let is_integer = number.iter().all(|byte| matches!(byte, b'-' | b'0'..=b'9'));
                 if is_integer && number.len() > MAX_INTEGER_DIGITS {
-                    return Some(String::from_utf8_lossy(number).into_owned());
+                    return Err(Unfit::IntegerTooLarge(String::from_utf8_lossy(number).into_owned()));
                 }
                 length
             }
@@ -154,7 +170,7 @@ fn huge_integer(text: &[u8]) -> Option<String> {
         };
         rest = &rest[length.min(rest.len())..];
     }
-    None
+    Ok(())
 }
 
 /// JSON has no leading zeros: what is longer than this, with its sign, is larger than 2^53.
@@ -243,9 +259,52 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Json, A::Error> {
         let mut members = Vec::new();
-        while let Some(member) = object.next_entry()? {
-            members.push(member);
+        while let Some(key) = object.next_key()? {
+            match key {
+                Key::Name(name) => members.push((name, object.next_value()?)),
+                Key::NumberAsText => {
+                    let text: String = object.next_value()?;
+                    return Json::number(&text).map_err(serde::de::Error::custom);
+                }
+            }
         }
         Ok(Json::Object(members))
+    }
+}
+
+/// What serde_json has for a key.
+enum Key {
+    Name(String),
+    /// It is none: the object is a number, whose text is the value.
+    NumberAsText,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A key that only looks like that of a number comes as bytes then, and that of a number does not.
+        deserializer.deserialize_bytes(KeyReader)
+    }
+}
+
+struct KeyReader;
+
+impl Visitor<'_> for KeyReader {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Key, E> {
+        match key {
+            NUMBER_AS_TEXT => Ok(Key::NumberAsText),
+            _ => Err(E::custom("serde_json passes on something that is no JSON")),
+        }
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<Key, E> {
+        // What is no UTF-8 here was a lone surrogate.
+        let name = std::str::from_utf8(key).map_err(|_| E::custom("a key has a lone surrogate"))?;
+        Ok(Key::Name(name.to_owned()))
     }
 }

@@ -18,6 +18,7 @@
 
 #[cfg(feature = "json")]
 mod canonical;
+mod order;
 #[cfg(feature = "json")]
 mod value;
 #[cfg(test)]
@@ -30,6 +31,11 @@ use sha2::{Digest, Sha256};
 
 #[cfg(feature = "json")]
 use canonical::Json;
+
+/// What serde_json calls a number that it has as text, when it passes one on: all of them, where anything in the program
+/// has its feature `arbitrary_precision` on.
+#[cfg(feature = "json")]
+const NUMBER_AS_TEXT: &str = "$serde_json::private::Number";
 
 /// Why there is no fingerprint of something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,18 +114,16 @@ pub fn fields_of_text(text: impl AsRef<[u8]>, pointers: &[&str]) -> Result<Bytes
 }
 
 /// The fingerprint of a protobuf message, with its full name, which comes from prost-build's `enable_type_names`.
-/// Its maps must be sorted ones, from `btree_map`. Unknown fields are not in it: prost drops them when it decodes.
+/// Its maps must be sorted ones, from `btree_map`. Unknown fields are not in it: prost drops them when it decodes. (Groups
+/// of proto2 are as prost writes them.)
 ///
 /// # Errors
-/// If the maps of the message are found to be unsorted ones.
+/// If a map with two entries or more is not a sorted one.
 pub fn protobuf<M: Message + Name + Default>(message: &M) -> Result<Bytes, Unfit> {
-    let encoded = message.encode_to_vec();
-    // Maps without an order have another one each time they are made anew.
-    let again = M::decode(&encoded[..]).map(|message| message.encode_to_vec());
-    if again.as_ref() != Ok(&encoded) {
-        return Err(Unfit::MapsUnordered(M::full_name()));
-    }
-    Ok(digest([M::full_name().as_bytes(), &[0], &encoded]))
+    let again = |bytes: &[u8]| M::decode(bytes).ok().map(|message| message.encode_to_vec());
+    let ordered = order::by_number(&message.encode_to_vec(), again);
+    let ordered = ordered.map_err(|order::Unordered| Unfit::MapsUnordered(M::full_name()))?;
+    Ok(digest([M::full_name().as_bytes(), &[0], &ordered]))
 }
 
 /// The SHA-256 of these parts, one after the other.

@@ -7,8 +7,8 @@ use serde::ser::{
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
-use super::Unfit;
 use super::canonical::Json;
+use super::{NUMBER_AS_TEXT, Unfit};
 
 impl serde::ser::Error for Unfit {
     fn custom<T: Display>(message: T) -> Self {
@@ -45,9 +45,7 @@ impl Object {
     fn push<T: Serialize + ?Sized>(&mut self, key: &str, value: &T) -> Result<(), Unfit> {
         // What serde_json passes on to itself, as a text that is no text.
         if key.starts_with("$serde_json::private") {
-            return Err(Unfit::NotJson(
-                "raw values and numbers of any precision are not supported".to_owned(),
-            ));
+            return Err(Unfit::NotJson("raw values are not supported".to_owned()));
         }
         self.1.push((key.to_owned(), Json::of(value)?));
         Ok(())
@@ -210,11 +208,18 @@ macro_rules! structs {
             type Error = Unfit;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Unfit> {
+                if key == NUMBER_AS_TEXT {
+                    self.1.push((key.to_owned(), Json::of(value)?));
+                    return Ok(());
+                }
                 self.push(key, value)
             }
 
             fn end(self) -> Result<Json, Unfit> {
-                Ok(variant(self.0, Json::Object(self.1)))
+                match &self.1[..] {
+                    [(key, Json::Text(text))] if key == NUMBER_AS_TEXT => Json::number(text),
+                    _ => Ok(variant(self.0, Json::Object(self.1))),
+                }
             }
         })*
     };

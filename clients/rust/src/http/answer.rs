@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 
 use http::Response;
 use http::response::Parts;
-use tokio::sync::oneshot;
 
-use super::body::{Read, Whole, passing, read};
+use super::body::{End, Read, Whole, passing, read};
 use super::{Body, Disposition, Options, Wire, grpc, plain};
 use crate::claim::Claim;
 use crate::completion::{Failure, WorkError};
@@ -22,7 +21,7 @@ pub(super) enum Answered {
     /// It goes to this caller alone, and the key by this failure.
     Passed(Response<Body>, Failure),
     /// The same; and the handler is at work until the caller has it all.
-    Passing(Response<Body>, Failure, oneshot::Receiver<()>),
+    Passing(Response<Body>, Failure, End),
     /// It was to be stored and cannot be.
     NotStorable(WorkError),
 }

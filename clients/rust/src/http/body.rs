@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use crate::completion::WorkError;
 
@@ -150,20 +152,58 @@ impl Taken {
     }
 }
 
-/// A body that passes: what was read of it, and the rest. Who waits for its end is told when this is dropped.
-struct Passing {
+/// How long a caller may take nothing of an answer that its key is held for.
+pub(super) const UNREAD_MAX: Duration = Duration::from_secs(300);
+
+/// A body that passes, until it is given up.
+struct Passing(Arc<Mutex<Option<Rest>>>);
+
+/// What was read of a body, and the rest.
+struct Rest {
     frames: VecDeque<Frame<Bytes>>,
     rest: Result<Body, Option<WorkError>>,
-    _end: oneshot::Sender<()>,
+    /// Whether the caller waits for more; told anew with each piece that it takes.
+    caller_waits: watch::Sender<bool>,
+}
+
+/// The end of a body that passes.
+pub(super) struct End {
+    caller_waits: watch::Receiver<bool>,
+    body: Weak<Mutex<Option<Rest>>>,
 }
 
 /// A body that passes, and what waits for its end.
-pub(super) fn passing(
-    frames: VecDeque<Frame<Bytes>>,
-    rest: Result<Body, WorkError>,
-) -> (Body, oneshot::Receiver<()>) {
-    let (end, ended) = oneshot::channel();
-    (boxed(Passing { frames, rest: rest.map_err(Some), _end: end }), ended)
+pub(super) fn passing(frames: VecDeque<Frame<Bytes>>, rest: Result<Body, WorkError>) -> (Body, End) {
+    let (sender, caller_waits) = watch::channel(false);
+    let rest = Rest { frames, rest: rest.map_err(Some), caller_waits: sender };
+    let passing = Arc::new(Mutex::new(Some(rest)));
+    let body = Arc::downgrade(&passing);
+    (boxed(Passing(passing)), End { caller_waits, body })
+}
+
+impl End {
+    /// Waits until the body has been sent, or the caller has hung up. One that takes nothing of it for `limit`, though there
+    /// is more, has the body taken away: it would hold the key for as long as it likes.
+    pub async fn reached(mut self, limit: Duration) {
+        loop {
+            let waits = *self.caller_waits.borrow_and_update();
+            let next = self.caller_waits.changed();
+            let limit = if waits { Duration::MAX } else { limit };
+            match tokio::time::timeout(limit, next).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    tracing::debug!("a caller does not take its answer");
+                    drop(self.body.upgrade().and_then(|body| locked(&body).take()));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn locked(rest: &Mutex<Option<Rest>>) -> MutexGuard<'_, Option<Rest>> {
+    rest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl http_body::Body for Passing {
@@ -171,23 +211,29 @@ impl http_body::Body for Passing {
     type Error = WorkError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WorkError>>> {
-        if let Some(frame) = self.frames.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
+        let mut held = locked(&self.0);
+        let Some(Rest { frames, rest, caller_waits }) = &mut *held else {
+            return Poll::Ready(Some(Err("the caller did not take its answer in time".into())));
+        };
+        let polled = match (frames.pop_front(), rest) {
+            (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
+            (None, Ok(body)) => Pin::new(body).poll_frame(context),
+            (None, Err(error)) => Poll::Ready(error.take().map(Err)),
+        };
+        if polled.is_ready() {
+            caller_waits.send_replace(false);
+        } else {
+            caller_waits.send_if_modified(|waits| !std::mem::replace(waits, true));
         }
-        match &mut self.rest {
-            Ok(body) => Pin::new(body).poll_frame(context),
-            Err(error) => Poll::Ready(error.take().map(Err)),
-        }
+        polled
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http_body_util::StreamBody;
     use tokio_stream::{self as stream, StreamExt as _};
 
@@ -230,6 +276,27 @@ mod tests {
         assert_eq!(frames.len(), 1);
         let (body, _end) = passing(frames, Ok(rest));
         assert_eq!(body.collect().await.unwrap().to_bytes(), whole.data);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_its_caller_does_not_take_is_given_up() {
+        const LIMIT: Duration = Duration::from_millis(100);
+        let pieces = |pause: Duration| {
+            let pieces = Box::pin(stream::iter(0..3).then(move |_| async move {
+                tokio::time::sleep(pause).await;
+                Ok::<_, WorkError>(Frame::data(Bytes::from_static(b"x")))
+            }));
+            passing(VecDeque::new(), Ok(boxed(StreamBody::new(pieces))))
+        };
+        let (mut body, end) = pieces(Duration::ZERO);
+        assert!(body.frame().await.unwrap().is_ok());
+        end.reached(LIMIT).await;
+        assert!(body.frame().await.unwrap().is_err());
+
+        // The time in which there is nothing to take does not count.
+        let (body, end) = pieces(LIMIT * 3);
+        let (whole, ()) = tokio::join!(body.collect(), end.reached(LIMIT));
+        assert_eq!(whole.unwrap().to_bytes(), "xxx");
     }
 
     #[test]

@@ -27,6 +27,9 @@
 //! | 5xx, other errors, a panic, an error of the inner service | as [`OnceLayer::on_failure`] says |
 //! | too large, streams without end, or has a header to store that is not UTF-8 | is in doubt, since the work was done |
 //!
+//! An answer that is not stored holds its key until its caller has all of it, or for the five minutes in which a caller
+//! takes nothing of it: then it is cut off.
+//!
 //! Put layers that compress or that add headers for one caller alone outside of this one: what an inner layer does is
 //! part of the stored answer.
 

@@ -50,6 +50,8 @@ impl Refusal {
                     tracing::error!(%error, "onced refused what an idempotency key asks for");
                     Refusal::Refused
                 }
+                // Who has closed the client knows it.
+                Error::Closed => Refusal::Unavailable,
                 _ => {
                     tracing::warn!(%error, "onced cannot be asked");
                     Refusal::Unavailable

@@ -13,7 +13,7 @@ use tower_service::Service;
 use tracing::Instrument as _;
 
 use super::answer::Answered;
-use super::body::boxed;
+use super::body::{UNREAD_MAX, boxed};
 use super::refusal::Refusal;
 use super::request::Asked;
 use super::{Body, Options, Wire, grpc, plain};
@@ -175,9 +175,7 @@ async fn work<E>(
             if let Some(reply) = reply.take() {
                 let _ = reply.send(Ok(answer));
             }
-            // Its body is dropped when it has been sent, or when the caller has hung up: an error is the only way to
-            // learn either.
-            let _ = end.await;
+            end.reached(UNREAD_MAX).await;
             Err(failure)
         }
         Answered::NotStorable(error) => {
