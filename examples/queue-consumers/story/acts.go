@@ -32,7 +32,7 @@ func (p *play) order(ctx context.Context, id string) {
 }
 
 func (p *play) sofar(ctx context.Context, id string) string {
-	return fmt.Sprintf("%s: rated %s, credited %s", id, times(p.count("rated", id)), times(p.credits(ctx, id)))
+	return fmt.Sprintf("%s: %s, %s", id, some(p.count("rated", id), "rating"), some(p.credits(ctx, id), "credit"))
 }
 
 func (p *play) batches(ctx context.Context) {
@@ -121,9 +121,10 @@ func (p *play) away(ctx context.Context) {
 
 func (p *play) publishedAgain(ctx context.Context) {
 	const id = "o-12"
-	before := p.settled(id)
+	before, rated := p.settled(id), p.count("rated", id)
 	dropped := p.publish(ctx, id, account, 1000)
 	p.untilSettled(id, before+1)
+	p.expect(p.kind == nothing || p.count("rated", id) == rated, "%s was rated again", id)
 	p.tell("7. o-12 is published again, after the broker's window for duplicates. %s", p.sofar(ctx, id))
 	p.expect(!dropped, "the broker still dropped %s", id)
 }
@@ -148,10 +149,10 @@ func (p *play) poison(ctx context.Context) {
 	switch p.kind {
 	case nothing:
 		p.until("failed", id, 10)
-		p.tell("8. o-18 can never be credited, and is published twice. Tried %s, then dropped", times(p.count("rated", id)))
+		p.tell("8. o-18 can never be credited, and is published twice. %s, then it is dropped", some(p.count("rated", id), "rating"))
 	default:
 		p.untilSettled(id, 2)
-		p.tell("8. o-18 can never be credited, and is published twice. Tried %s", times(p.count("rated", id)))
+		p.tell("8. o-18 can never be credited, and is published twice. %s", some(p.count("rated", id), "rating"))
 	}
 	if p.kind == onceOnly {
 		for _, e := range p.all("terminated", id) {
@@ -168,10 +169,10 @@ func (p *play) reused(ctx context.Context) {
 	p.publish(ctx, id, account, 7700)
 	p.untilSettled(id, before+1)
 	credited := p.number(ctx, "select count(*) from credits where message = $1 and points = 77", id)
-	p.tell("9. Another order comes under the id o-04. Credited %s", times(credited))
+	p.tell("9. Another order comes under the id o-04. %s", some(credited, "credit"))
 	if p.kind == onceOnly {
 		refusals := p.all("terminated", id)
-		p.expect(len(refusals) == 1 && credited == 0, "the other order of o-04 was credited %s", times(credited))
+		p.expect(len(refusals) == 1 && credited == 0, "the other order of o-04 was credited: %d", credited)
 		p.tell("   Terminated: %s", refusals[0].Error)
 	}
 }
@@ -210,20 +211,20 @@ func (p *play) check(ctx context.Context, t tally) {
 	switch p.kind {
 	case nothing:
 		for _, id := range []string{"o-03", "o-12", "o-14", "o-15", "o-16"} {
-			p.expect(p.credits(ctx, id) == 2, "%s, credited %s", id, times(p.credits(ctx, id)))
+			p.expect(p.credits(ctx, id) >= 2, "%s has %s", id, some(p.credits(ctx, id), "credit"))
 		}
-		p.expect(t.poison == 10, "the poison was tried %s", times(t.poison))
+		p.expect(t.poison == 10, "the poison was tried %s", some(t.poison, "time"))
 	case guardFirst:
 		for _, id := range []string{"o-13", "o-17"} {
-			p.expect(p.credits(ctx, id) == 0, "%s, credited %s", id, times(p.credits(ctx, id)))
+			p.expect(p.credits(ctx, id) == 0, "%s has %s", id, some(p.credits(ctx, id), "credit"))
 		}
 	case onceOnly:
 		p.expect(t.once == orders && t.points == 10*orders, "of %d orders %d were credited once, and the points are %d", orders, t.once, t.points)
 		balance := p.number(ctx, "select points from accounts where id = $1", account)
 		p.expect(balance == 10*orders, "the account has %d points", balance)
-		p.expect(t.poison == 1, "the poison was tried %s", times(t.poison))
-		for id, ratings := range map[string]int{"o-12": 1, "o-14": 1, "o-15": 2, "o-16": 1, "o-17": 2} {
-			p.expect(p.count("rated", id) == ratings, "%s was rated %s", id, times(p.count("rated", id)))
+		p.expect(t.poison == 1, "the poison was tried %s", some(t.poison, "time"))
+		for id, ratings := range map[string]int{"o-14": 1, "o-16": 1} {
+			p.expect(p.count("rated", id) == ratings, "%s has %s", id, some(p.count("rated", id), "rating"))
 		}
 		for i := 1; i <= orders; i++ {
 			for _, e := range p.all("acknowledged", fmt.Sprintf("o-%02d", i)) {
@@ -237,15 +238,9 @@ func (p *play) check(ctx context.Context, t tally) {
 	}
 }
 
-func times(n int) string {
-	switch n {
-	case 0:
-		return "never"
-	case 1:
-		return "once"
-	case 2:
-		return "twice"
-	default:
-		return fmt.Sprintf("%d times", n)
+func some(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
 	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

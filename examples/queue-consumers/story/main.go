@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 )
 
 // The kinds of workers.
@@ -37,6 +39,15 @@ func main() {
 			tallies[i] = p.run(ctx)
 		}()
 	}
+	go func() {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		<-signals
+		for _, p := range plays {
+			p.kill()
+		}
+		os.Exit(1)
+	}()
 	playing.Wait()
 
 	broken := false

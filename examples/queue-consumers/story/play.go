@@ -227,6 +227,16 @@ func (p *play) resume(name string) {
 	_ = p.workers[name].Process.Signal(syscall.SIGCONT)
 }
 
+// kill ends the workers at once.
+func (p *play) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ending = true
+	for _, worker := range p.workers {
+		_ = worker.Process.Kill()
+	}
+}
+
 // close ends the workers, and waits for them.
 func (p *play) close() {
 	p.mu.Lock()

@@ -26,21 +26,21 @@ type ledger struct {
 	pool *pgxpool.Pool
 }
 
-// enter shows a claim's token. It returns the credit that an earlier claim made, nil if there is none, and errStale if a
-// newer claim was here.
-func (l ledger) enter(ctx context.Context, id string, token uint64) (*Credit, error) {
+// enter shows a claim's token. It returns the credit that an earlier claim made, if one did, and errStale if a newer claim
+// was here.
+func (l ledger) enter(ctx context.Context, id string, token uint64) (credit Credit, found bool, err error) {
 	var points, balance *int64
-	err := l.pool.QueryRow(ctx, `
+	err = l.pool.QueryRow(ctx, `
 		insert into messages as m (id, token) values ($1, $2)
 		on conflict (id) do update set token = excluded.token where m.token <= excluded.token
 		returning points, balance`, id, int64(token)).Scan(&points, &balance)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return nil, errStale
+		return credit, false, errStale
 	case err != nil || points == nil:
-		return nil, err
+		return credit, false, err
 	}
-	return &Credit{Points: *points, Balance: *balance}, nil
+	return Credit{Points: *points, Balance: *balance}, true, nil
 }
 
 // credit adds points to an account and notes them as the message's outcome, in one transaction, unless a newer claim was
@@ -73,11 +73,4 @@ func (l ledger) credit(ctx context.Context, id string, token uint64, account str
 		return err
 	})
 	return credit, err
-}
-
-func deref(credit *Credit) Credit {
-	if credit == nil {
-		return Credit{}
-	}
-	return *credit
 }

@@ -59,7 +59,7 @@ func run(ctx context.Context) error {
 	if w.lockTTL, err = duration("LOCK_TTL", 15*time.Second); err != nil {
 		return err
 	}
-	if w.client, err = onced.New("", onced.WithOwner(os.Getenv("WORKER"))); err != nil {
+	if w.client, err = onced.New(""); err != nil {
 		return err
 	}
 	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
@@ -149,6 +149,10 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 		// Whoever gets it again gets this again, and nobody tries it again.
 		log.Error("terminated", "error", final.Message, "ran_here", final.Completion.RanHere)
 		answer(log, message.Term())
+	case errors.Is(err, onced.ErrUnreadable):
+		// It was done, by a version of this program whose outcomes this one cannot read.
+		log.Warn("acknowledged", "error", err.Error())
+		answer(log, message.Ack())
 	case refusedForGood(err):
 		log.Error("terminated", "error", err.Error())
 		answer(log, message.Term())
@@ -160,7 +164,8 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 	}
 }
 
-// credit is the work, under a claim.
+// credit is the work, under a claim. An error that says nothing of the key frees it, so that the next delivery tries again:
+// even if the transaction was committed and only its answer was lost, since the ledger then has the credit.
 func (w *worker) credit(ctx context.Context, log *slog.Logger, claim *onced.Claim, id string, body []byte) (Credit, error) {
 	crash.Here("begun", id, claim.Attempt() == 1)
 	order, err := parse(body)
@@ -168,16 +173,16 @@ func (w *worker) credit(ctx context.Context, log *slog.Logger, claim *onced.Clai
 		return Credit{}, onced.Final(codes.InvalidArgument, err.Error())
 	}
 	// From here on the ledger refuses older claims. If one of them did the work and died, this is what it did.
-	earlier, err := w.ledger.enter(ctx, id, claim.FencingToken())
-	if err != nil || earlier != nil {
-		return deref(earlier), err
+	credit, found, err := w.ledger.enter(ctx, id, claim.FencingToken())
+	if found || err != nil {
+		return credit, err
 	}
 	points, err := w.rate(ctx, id, order)
 	if err != nil {
-		return Credit{}, err // The key is free again, and the broker delivers again.
+		return Credit{}, err
 	}
 	crash.Here("rated", id, claim.Attempt() == 1)
-	credit, err := w.ledger.credit(ctx, id, claim.FencingToken(), order.Account, points)
+	credit, err = w.ledger.credit(ctx, id, claim.FencingToken(), order.Account, points)
 	if errors.Is(err, errStale) {
 		log.Warn("refused by the ledger", "token", claim.FencingToken())
 	}
