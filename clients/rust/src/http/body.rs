@@ -290,7 +290,8 @@ mod tests {
         };
         let (mut body, end) = pieces(Duration::ZERO);
         assert!(body.frame().await.unwrap().is_ok());
-        end.reached(LIMIT).await;
+        let given_up = tokio::time::timeout(Duration::from_secs(60), end.reached(LIMIT)).await;
+        assert!(given_up.is_ok(), "it waits for its caller for ever");
         assert!(body.frame().await.unwrap().is_err());
 
         // The time in which there is nothing to take does not count.
