@@ -24,7 +24,7 @@ const NAMESPACE: &str = "callbacks";
 /// How long a callback is awaited, and how long it is answered after it came.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How soon another replica takes over from one that died.
-const LOCK_TTL: Duration = Duration::from_secs(2);
+const LOCK_TTL: Duration = Duration::from_secs(5);
 /// The provider gives up after ten seconds, and repeats its call.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -60,7 +60,7 @@ async fn expect(State(client): State<Client>, body: Bytes) -> Response {
 
 /// Takes the callback: the first is accepted, every other one gets the same answer.
 async fn accept(State(client): State<Client>, Path(id): Path<String>, body: Bytes) -> Response {
-    let Callback { status } = match parse(&body, "{\"status\": \"paid\" or \"declined\"}") {
+    let callback: Callback = match parse(&body, "{\"status\": \"paid\" or \"declined\"}") {
         Ok(callback) => callback,
         Err(answer) => return *answer,
     };
@@ -68,22 +68,24 @@ async fn accept(State(client): State<Client>, Path(id): Path<String>, body: Byte
     if let Err(answer) = look(&client, &id, Duration::ZERO).await {
         return answer;
     }
+    // Of what was understood, and not of the bytes: the provider counts its attempts in them.
+    let Ok(fingerprint) = fingerprint::json(&callback) else { return unavailable(&"no fingerprint") };
     let once = client
         .once(&id)
         .namespace(NAMESPACE)
         .retention(RETENTION)
         .lock_ttl(LOCK_TTL)
         .wait(PATIENCE)
-        // Another body under the same id is not a repetition.
-        .fingerprint(fingerprint::bytes(&body));
+        // Who says something else under the same id does not repeat it.
+        .fingerprint(fingerprint);
     // On a task of its own: a provider that hangs up stops nothing.
-    let run = tokio::spawn(once.run_as(codec::Json, move |claim: Claim| accepted(claim, status)));
+    let run = tokio::spawn(once.run_as(codec::Json, move |claim: Claim| accepted(claim, callback.status)));
     match run.await {
         Ok(Ok(done)) => settled(&done.outcome, !done.ran_here),
         Ok(Err(OnceError::NotBegun(error))) if error.reason() == Some(ErrorReason::FingerprintMismatch) => {
             problem(
                 StatusCode::UNPROCESSABLE_ENTITY,
-                "this payment was settled by a callback that said something else",
+                "an earlier callback of this payment said something else",
             )
         }
         Ok(Err(OnceError::Final(_))) => unknown(),

@@ -25,8 +25,8 @@ struct Payment {
     order_id: String,
 }
 
-/// What the provider tells.
-#[derive(Deserialize)]
+/// What the provider tells. Its body has more, which is not looked at.
+#[derive(Deserialize, Serialize)]
 struct Callback {
     status: Status,
 }

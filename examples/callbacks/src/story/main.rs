@@ -7,7 +7,8 @@ use serde_json::json;
 
 use replica::{Answer, Replica};
 
-const PAID: &str = r#"{"status": "paid"}"#;
+const PAID: &str = r#"{"status": "paid", "attempt": 1}"#;
+const PAID_AGAIN: &str = r#"{"attempt": 2, "status": "paid"}"#;
 const DECLINED: &str = r#"{"status": "declined"}"#;
 
 #[tokio::main]
@@ -30,23 +31,28 @@ async fn main() -> anyhow::Result<()> {
 
 type Account = [(&'static str, String); 4];
 
-fn account(at_another: &Answer, repeated: &Answer, waiting: &Answer, after_crash: &Answer) -> Account {
+fn account(at_another: &Answer, repeated: &Answer, asked: &Answer, after_crash: &Answer) -> Account {
     [
         ("a callback that comes to the other replica", at_another.status.to_string()),
         ("the same callback, sent again", repeated.status.to_string()),
-        ("the caller who waits", waiting.status.to_string()),
+        ("who asks for the answer afterwards", asked.status.to_string()),
         ("a callback after the replica that took it first crashed", after_crash.status.to_string()),
     ]
 }
 
+/// Sends a callback to a replica that dies of it.
+async fn deliver_to_death(to: &mut Replica, callback: &str) -> anyhow::Result<()> {
+    ensure!(to.post(callback, PAID).await.is_err(), "{} answered", to.name);
+    ensure!(to.aborted().await?, "{} did not die as it was to", to.name);
+    println!("  callback to {}: no answer: it died while it settled the payment", to.name);
+    Ok(())
+}
+
 /// Sends a callback, and tells of it.
 async fn deliver(to: &Replica, callback: &str, body: &str) -> anyhow::Result<Answer> {
-    let answer = to.post(callback, body).await;
-    match &answer {
-        Ok(answer) => println!("  callback to {}: {answer}", to.name),
-        Err(_) => println!("  callback to {}: no answer: it died while it settled the payment", to.name),
-    }
-    answer
+    let answer = to.post(callback, body).await?;
+    println!("  callback to {}: {answer}", to.name);
+    Ok(answer)
 }
 
 async fn naive() -> anyhow::Result<Account> {
@@ -59,23 +65,24 @@ async fn naive() -> anyhow::Result<Account> {
     let accepted = deliver(&first, &callback, PAID).await?;
     ensure!(accepted.status == 200, "it was not accepted: {accepted}");
     println!("  that answer is lost on its way, so it is sent again");
-    let repeated = deliver(&first, &callback, PAID).await?;
+    let repeated = deliver(&first, &callback, PAID_AGAIN).await?;
     ensure!(repeated.status == 404, "a repetition was known: {repeated}");
-    let waiting = first.wait_for(&callback, 0).await?;
-    println!("  who asks A for the answer now: {waiting}");
-    ensure!(waiting.status == 404, "the answer was kept: {waiting}");
+    let asked = first.wait_for(&callback, 0).await?;
+    println!("  who asks A for the answer now: {asked}");
+    ensure!(asked.status == 404, "the answer was kept: {asked}");
 
-    let fragile = Replica::start("C", true, true).await?;
+    let mut fragile = Replica::start("C", true, true).await?;
     let callback = fragile.expect("order-2").await?;
-    ensure!(deliver(&fragile, &callback, PAID).await.is_err(), "it did not die");
+    deliver_to_death(&mut fragile, &callback).await?;
     let anew = Replica::start("C, started again", true, false).await?;
-    let after_crash = deliver(&anew, &callback, PAID).await?;
+    let after_crash = deliver(&anew, &callback, PAID_AGAIN).await?;
     ensure!(after_crash.status == 404, "what it expected outlived it: {after_crash}");
-    Ok(account(&at_another, &repeated, &waiting, &after_crash))
+    Ok(account(&at_another, &repeated, &asked, &after_crash))
 }
 
 async fn once() -> anyhow::Result<Account> {
-    let (first, second) = (Replica::start("A", false, false).await?, Replica::start("B", false, true).await?);
+    let (first, mut second) =
+        (Replica::start("A", false, false).await?, Replica::start("B", false, true).await?);
     let callback = first.expect("order-1").await?;
     let early = first.wait_for(&callback, 0).await?;
     println!("  who asks for the answer before the callback: {early}");
@@ -83,9 +90,10 @@ async fn once() -> anyhow::Result<Account> {
 
     let waits = async { first.wait_for(&callback, 30).await };
     let calls = async {
-        ensure!(deliver(&second, &callback, PAID).await.is_err(), "B did not die");
+        deliver_to_death(&mut second, &callback).await?;
         // As an impatient provider sends it.
-        let (one, two) = tokio::join!(deliver(&first, &callback, PAID), deliver(&first, &callback, PAID));
+        let again = || deliver(&first, &callback, PAID_AGAIN);
+        let (one, two) = tokio::join!(again(), again());
         anyhow::Ok((one?, two?))
     };
     let (waiting, after_crash) = tokio::join!(waits, calls);
@@ -98,8 +106,11 @@ async fn once() -> anyhow::Result<Account> {
     ensure!(!(after_crash.replayed && beside.replayed), "nobody accepted it");
 
     let third = Replica::start("D, started now", false, false).await?;
-    let repeated = deliver(&third, &callback, PAID).await?;
+    let repeated = deliver(&third, &callback, PAID_AGAIN).await?;
     ensure!(repeated.replayed && repeated.body == after_crash.body, "{repeated} is not {after_crash}");
+    let asked = third.wait_for(&callback, 0).await?;
+    println!("  who asks D for the answer now: {asked}");
+    ensure!(asked.body == after_crash.body, "{asked} is not {after_crash}");
     let other = deliver(&third, &callback, DECLINED).await?;
     ensure!(other.status == 422, "another callback was taken for it: {other}");
     let unknown = deliver(&third, "/callbacks/6f1c5c66-6e0b-4b3a-9a55-0d4b4f3c8a01", PAID).await?;
@@ -113,5 +124,5 @@ async fn once() -> anyhow::Result<Account> {
     let callback = first.expect("order-2").await?;
     let at_another = deliver(&third, &callback, DECLINED).await?;
     ensure!(at_another.status == 200 && at_another.body["status"] == "declined", "{at_another}");
-    Ok(account(&at_another, &repeated, &waiting, &after_crash))
+    Ok(account(&at_another, &repeated, &asked, &after_crash))
 }

@@ -1,6 +1,7 @@
 //! A replica of the service, a process of its own, and calls to it.
 
 use std::fmt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use tokio::process::{Child, Command};
 
 /// More than any call here takes, so that what hangs is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
+const SIGABRT: i32 = 6;
 
 pub struct Replica {
     pub name: &'static str,
     address: String,
-    _process: Child,
+    process: Child,
 }
 
 impl Replica {
@@ -40,7 +42,13 @@ impl Replica {
         let line = said.next_line().await?.with_context(|| format!("{name} did not start"))?;
         let address =
             line.strip_prefix("listening on ").with_context(|| format!("{name} said {line:?}"))?.to_owned();
-        Ok(Self { name, address, _process: process })
+        Ok(Self { name, address, process })
+    }
+
+    /// Waits for its end, and tells whether it was the crash that it was started for.
+    pub async fn aborted(&mut self) -> anyhow::Result<bool> {
+        let end = tokio::time::timeout(PATIENCE, self.process.wait()).await.context("it does not end")??;
+        Ok(end.signal() == Some(SIGABRT))
     }
 
     /// Lets it expect a callback, and returns where to.
