@@ -73,9 +73,9 @@ impl Mover {
     }
 }
 
-/// Writes rows and counters to the tree, in steps. What is cut off between two of them is whole: the log still has every
-/// row, and says the same of it as the tree or something newer, until the counters, which come with the last step and say
-/// from where on the log counts, are there.
+/// Writes rows and counters to the tree, in steps, and then removes what expired. What is cut off between two of them is
+/// whole: the log still has every row, and says the same of it as the tree or something newer, until the counters, which
+/// come with the last rows and say from where on the log counts, are there.
 pub(super) fn write(
     database: &redb::Database,
     counters: Counters,
@@ -98,20 +98,29 @@ pub(super) fn write(
                 }
             }
             if later.is_empty() {
-                // What was written lately replaces what expired.
-                for (row, _) in expired.iter().filter(|(row, _)| !rows.contains_key(row)) {
-                    table.remove(row.as_slice())?;
-                }
                 table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
             }
         }
         // Durable once this returns: redb's default durability is immediate.
         transaction.commit()?;
         if later.is_empty() {
-            return Ok(());
+            break;
         }
         rest = later;
     }
+    // Once the counters tell the time by which they expired. What was written lately replaces what expired.
+    let expired: Vec<_> = expired.iter().filter(|(row, _)| !rows.contains_key(row)).collect();
+    for step in expired.chunks(STEP_ROWS) {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            for (row, _) in step {
+                table.remove(row.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+    }
+    Ok(())
 }
 
 /// How many of the rows are written in one transaction.

@@ -88,7 +88,11 @@ fn what_was_moved_of_a_move_that_is_cut_off_is_right_and_its_counters_come_last(
             break;
         }
         if counters == Some(before.to_value().to_vec()) {
-            assert_eq!(get(&database, &row(gone)).as_deref(), Some(&b"old"[..]), "it goes with the counters");
+            assert_eq!(
+                get(&database, &row(gone)).as_deref(),
+                Some(&b"old"[..]),
+                "it goes after the counters"
+            );
             seen_in_part |= 0 < news && news < rows.len();
         } else {
             assert_eq!(news, rows.len(), "counters that tell of rows which are not there");
