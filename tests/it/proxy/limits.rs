@@ -147,9 +147,15 @@ async fn an_answer_that_is_not_read_is_given_up_by_http2_as_well() {
     let holds = without_window(&setup, post.body(Full::from("one")).unwrap()).await;
     assert_eq!((passes.status().as_u16(), holds.status().as_u16()), (200, 503));
     setup.until("k", |record| matches!(record, Record::Available(_))).await;
+    // Two at once: both places are free.
     let freed = async {
         let get = || setup.request(Method::GET, "/").body(Full::default()).unwrap();
-        while setup.caller.send(get()).await.status != 200 {
+        loop {
+            let first = without_window(&setup, get()).await;
+            let second = without_window(&setup, get()).await;
+            if (first.status(), second.status()) == (StatusCode::OK, StatusCode::OK) {
+                break;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

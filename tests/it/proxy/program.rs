@@ -237,7 +237,7 @@ async fn who_waits_at_sigterm_is_told_to_come_again_and_what_runs_ends() {
     }
     let waits = setup.order_meanwhile("k");
     // Until it does.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     setup.proxy.terminate();
     let told = tokio::time::timeout(Duration::from_secs(10), waits).await.expect("it still waits").unwrap();
     assert_eq!(told.problem(503, "UNAVAILABLE").header("retry-after"), "1");
@@ -261,7 +261,7 @@ async fn a_key_that_comes_free_after_sigterm_is_left_alone() {
     let held = client.begin(request).await.unwrap();
     let onced_client::Begun::Claim(held) = held else { panic!("{held:?}") };
     let waits = setup.order_meanwhile("k");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     setup.proxy.terminate();
     // Later than the proxy waits for its upstream, and sooner than it gives up its callers.
     tokio::time::sleep(Duration::from_millis(800)).await;
