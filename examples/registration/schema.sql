@@ -6,13 +6,13 @@ CREATE TABLE users (
     UNIQUE (site, email)
 );
 
--- What became of each key, written in the transaction that makes the user. Rows can go once onced has forgotten their
--- key for certain: after the retention, and as long again as a process may be paused.
+-- What became of each key, written in the transaction that makes the user, or refuses to. Rows can go once onced has
+-- forgotten their key for certain: after the retention, and as long again as a process may be paused.
 CREATE TABLE registrations (
     site    text NOT NULL,
     key     text NOT NULL,
     token   bigint NOT NULL, -- the highest fencing token that was seen
-    user_id uuid,            -- stays when the user is deleted: the answer to this key does not change
+    outcome jsonb,           -- stays when the user is deleted: the answer to this key does not change
     made_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (site, key)
 );

@@ -18,8 +18,8 @@ export interface Registration {
   readonly key: string;
 }
 
-/** How long an answer is waited for: longer than the lock TTL of the service, after which another host takes over. */
-const PATIENCE = 3_000;
+/** How long an answer is waited for, in ms: longer than the service waits before it gives up itself. */
+const PATIENCE = Number(process.env["PATIENCE"] ?? 30) * 1_000;
 const ATTEMPTS = 6;
 
 /** Registers at the first of `hosts` that answers. Each attempt goes to the next one. */

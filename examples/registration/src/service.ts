@@ -9,19 +9,21 @@ import { deleteUser, type Form, formIn, onError, pool, refuse, serve, showUser, 
 
 const client = new Client(); // at ONCED_SERVER
 
+/** How soon after a crash others take over, in ms. It is renewed while a request is at work, however long that is. */
+const LOCK_TTL = Number(process.env["LOCK_TTL"] ?? 20) * 1_000;
+
 const app = express();
 app.use(
   idempotency<Request>(client, {
     namespace: "users",
     // Keys are made by browsers, which know nothing of each other's sites. Without a site: 400.
     scope: siteOf,
-    // Others take over 2 s after a crash, well within the patience of who asks (client.ts).
-    lockTtl: 2_000,
-    // A little less than that patience: a 409 with Retry-After says more than silence.
-    wait: 2_500,
+    lockTtl: LOCK_TTL,
+    // Longer, to see a takeover; and less than the patience of who asks (client.ts): a 409 says more than silence.
+    wait: 1.25 * LOCK_TTL,
     // As long as anybody may send the same form again.
     retention: 24 * 3_600_000,
-    // Whether a failed attempt has made the user is known to the table `registrations`, so the next one may look.
+    // What a failed attempt has committed is known to the table `registrations`, so the next one may look.
     onServerError: "retry",
   }),
 );
@@ -33,16 +35,17 @@ app.post("/users", async (request, response) => {
   const claim = claimOf(request);
   if (site === undefined || claim === undefined) throw new Error("the middleware lets nothing pass without these");
   reach("before_commit");
-  const user = await register(site, keyOf(request), claim.token, form);
+  const outcome = await register(site, keyOf(request), claim.token, form);
   reach("after_commit");
-  if (user === "stale") {
+  if (outcome === "stale") {
     console.log("refused a stale claim");
     response.set("Retry-After", "1");
     return refuse(response, 503, "STALE_CLAIM", "another attempt took over; its answer is what counts");
   }
-  console.log(user === "used" ? "refused an e-mail that is used" : "registered");
+  console.log("refused" in outcome ? "refused an e-mail that is used" : "registered");
   // A 4xx is stored like any other answer: this key stays refused, also when the e-mail is free again.
-  if (user === "used") return refuse(response, 409, "EMAIL_USED", "email is already used");
+  if ("refused" in outcome) return refuse(response, 409, outcome.refused, "email is already used");
+  const user = { id: outcome.id, ...form };
   response.status(201).location(`/users/${user.id}`).json(user);
 });
 
@@ -52,35 +55,36 @@ app.delete("/users/:id", deleteUser);
 app.use(onError);
 serve(app);
 
-/** The key as the middleware reads it: quoted and bare are the same one. */
+/** The key as the middleware reads it, which has refused all that is no key: quoted and bare are the same one. */
 function keyOf(request: Request): string {
-  return (request.get("Idempotency-Key") ?? "").trim().replace(/^"(.*)"$/, "$1");
+  const text = (request.get("Idempotency-Key") ?? "").trim();
+  return text.startsWith('"') ? text.slice(1, -1).replace(/\\(.)/g, "$1") : text;
 }
 
-type User = Form & { readonly id: string };
+/** What became of a key, as the table has it. */
+type Outcome = { readonly id: string } | { readonly refused: "EMAIL_USED" };
 
 /**
- * Makes the user and notes under its key that it did, in one transaction. An attempt that died after it had committed is
- * found here by the next one, which else would meet its own e-mail. One that was paused, and has been taken over from,
- * is refused by its fencing token.
+ * Makes the user, or refuses to, and notes that under the key, in one transaction. An attempt that died after it had
+ * committed is found here by the next one, which else would meet its own e-mail, or find one free that it was refused.
+ * One that was paused, and has been taken over from, is refused by its fencing token.
  */
-async function register(site: string, key: string, token: bigint, form: Form): Promise<User | "used" | "stale"> {
+async function register(site: string, key: string, token: bigint, form: Form): Promise<Outcome | "stale"> {
   const db = await pool.connect();
   let broken: unknown;
   try {
     await db.query("BEGIN");
-    const noted = await db.query<{ user_id: string | null }>(
+    const noted = await db.query<{ outcome: Outcome | null }>(
       `INSERT INTO registrations (site, key, token) VALUES ($1, $2, $3)
        ON CONFLICT (site, key) DO UPDATE SET token = excluded.token WHERE registrations.token <= excluded.token
-       RETURNING user_id`,
+       RETURNING outcome`,
       [site, key, token],
     );
     const found = noted.rows[0];
-    const id = found?.user_id ?? (found && (await insert()));
-    // Committed in any case: once somebody is told that the e-mail is used, no older attempt makes the user after all.
+    const outcome = found && (found.outcome ?? (await decide()));
+    // A refusal as well: once somebody is told that the e-mail is used, no attempt makes the user after all.
     await db.query("COMMIT");
-    if (found === undefined) return "stale";
-    return id ? { id, ...form } : "used";
+    return outcome ?? "stale";
   } catch (error) {
     broken = error;
     throw error;
@@ -89,13 +93,13 @@ async function register(site: string, key: string, token: bigint, form: Form): P
     db.release(broken !== undefined);
   }
 
-  async function insert(): Promise<string | undefined> {
+  async function decide(): Promise<Outcome> {
     const { rows } = await db.query<{ id: string }>(
       "INSERT INTO users (site, email, name) VALUES ($1, $2, $3) ON CONFLICT (site, email) DO NOTHING RETURNING id",
       [site, form.email, form.name],
     );
-    const id = rows[0]?.id;
-    if (id) await db.query("UPDATE registrations SET user_id = $3 WHERE site = $1 AND key = $2", [site, key, id]);
-    return id;
+    const outcome: Outcome = rows[0] ?? { refused: "EMAIL_USED" };
+    await db.query("UPDATE registrations SET outcome = $3 WHERE site = $1 AND key = $2", [site, key, outcome]);
+    return outcome;
   }
 }

@@ -5,6 +5,7 @@ import { EventEmitter, once } from "node:events";
 import { readFileSync } from "node:fs";
 import net from "node:net";
 import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 
 /** Long enough for a machine under load: nothing waits for so long unless it is broken. */
@@ -101,6 +102,29 @@ export async function makeDatabase(name: string): Promise<{ url: string; pool: p
   pool.on("error", () => {});
   await pool.query(readFileSync("schema.sql", "utf8"));
   return { url: url.href, pool };
+}
+
+/** How many calls wait at onced for the holder of their key. */
+export async function callsWaiting(): Promise<number> {
+  const metrics = await (await fetch(`${process.env["ONCED_ADMIN"]}/metrics`)).text();
+  return Number(/^onced_limit_used\{limit="max_waiting_calls"\} (\S+)$/m.exec(metrics)?.[1]);
+}
+
+/** How many transactions of this database wait for another one. */
+export async function transactionsWaiting(pool: pg.Pool): Promise<number> {
+  const { rowCount } = await pool.query(
+    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+  );
+  return rowCount ?? 0;
+}
+
+/** Waits until it is so. */
+export async function until(what: string, isSo: () => Promise<boolean>): Promise<void> {
+  const end = performance.now() + LIMIT;
+  while (!(await isSo())) {
+    if (performance.now() > end) throw new Error(`waited in vain: ${what}`);
+    await sleep(20);
+  }
 }
 
 const broken: string[] = [];

@@ -7,10 +7,23 @@ import { createHash, randomUUID } from "node:crypto";
 import type pg from "pg";
 
 import { type Answer, type Registration, register } from "./client.js";
-import { endHosts, expect, Host, losesReply, makeDatabase, say, table, verdict } from "./stage.js";
+import {
+  callsWaiting,
+  endHosts,
+  expect,
+  Host,
+  losesReply,
+  makeDatabase,
+  say,
+  table,
+  transactionsWaiting,
+  until,
+  verdict,
+} from "./stage.js";
 
 /** A way to run the service, with two hosts, and what went wrong there. */
 interface World {
+  readonly name: "naive" | "hashed" | "keyed";
   readonly program: "naive" | "service";
   readonly keyOf: (body: string) => string;
   readonly url: string;
@@ -27,10 +40,11 @@ interface World {
   others: number;
 }
 
-async function makeWorld(name: string, program: World["program"], keyOf: World["keyOf"]): Promise<World> {
+async function makeWorld(name: World["name"], keyOf: World["keyOf"]): Promise<World> {
+  const program = name === "naive" ? "naive" : "service";
   const { url, pool } = await makeDatabase(name);
   const [a, b] = await Promise.all([Host.start(program, url), Host.start(program, url)]);
-  return { program, keyOf, url, pool, a, b, refusedOwn: 0, late: 0, noAccount: 0, others: 0 };
+  return { name, program, keyOf, url, pool, a, b, refusedOwn: 0, late: 0, noAccount: 0, others: 0 };
 }
 
 /** A form that was filled in, with the key that was made for it. */
@@ -67,11 +81,23 @@ async function lostReply(world: World): Promise<void> {
 async function atOnce(world: World): Promise<void> {
   const form = formOf(world, "at-once@example.com");
   const hosts = [world.a.url, world.b.url, world.a.url, world.b.url, world.a.url];
-  const answers = await Promise.all(hosts.map((host) => register([host], form)));
+  // Somebody is about to take this e-mail: whoever comes first gets no further, until the others are there.
+  const ahead = await world.pool.connect();
+  await ahead.query("BEGIN");
+  await ahead.query("INSERT INTO users (site, email, name) VALUES ('north', 'at-once@example.com', 'Nobody')");
+  const asked = Promise.all(hosts.map((host) => register([host], form)));
+  const [atWork, waiting] = world.program === "naive" ? [5, 0] : [1, 4];
+  const there = async () => (await transactionsWaiting(world.pool)) === atWork && (await callsWaiting()) === waiting;
+  await until(`${atWork} of five are at work, and ${waiting} wait`, there);
+  await ahead.query("ROLLBACK");
+  ahead.release();
+  const answers = await asked;
   for (const answer of answers) tally(world, answer);
   const created = answers.filter((answer) => answer.status === 201);
   const ids = new Set(created.map((answer) => answer.body.id));
-  say(`  The same form five times at once, at two hosts: 201 for ${created.length}, 409 for ${5 - created.length}`);
+  const how = world.program === "naive" ? "" : ", of which four wait for the first";
+  const came = `201 for ${created.length}, 409 for ${answers.filter((answer) => answer.status === 409).length}`;
+  say(`  The same form five times at once, at two hosts${how}: ${came}`);
   expect(ids.size === 1, "one user is registered, by one id");
   expect(created.length === (world.program === "naive" ? 1 : 5), `${created.length} of five were told 201`);
 }
@@ -83,6 +109,21 @@ async function crash(world: World): Promise<void> {
   say(`  A host is killed between the commit and the reply, the caller asks another one: ${told(answer)}`);
   expect((await usersWith(world, "crash@example.com")) === 1, "one user is registered in spite of the crash");
   expect(answer.status === (world.program === "naive" ? 409 : 201), `after a crash: ${told(answer)}`);
+}
+
+/** A refusal that was committed, and that onced has not heard of, stands like any other. */
+async function crashOfRefusal(world: World): Promise<void> {
+  const holder = await register([world.a.url], formOf(world, "refusal@example.com"));
+  const dies = await Host.start(world.program, world.url, "after_commit:SIGKILL");
+  const form = formOf(world, "refusal@example.com");
+  // Its caller asks nobody else, and gives up.
+  const first = await register([dies.url], form).catch(() => "no answer");
+  await dies.says("ended SIGKILL");
+  await forget(world, holder);
+  const second = await register([world.b.url], form);
+  say("  A host is killed between the commit of a refusal and the reply; the e-mail is free again, the caller asks");
+  say(`    another host: ${told(second)}`);
+  expect(first === "no answer" && second.body.code === "EMAIL_USED", `a refusal stands: ${told(second)}`);
 }
 
 async function pause(world: World): Promise<void> {
@@ -112,6 +153,8 @@ async function registerAgain(world: World): Promise<void> {
   const second = await register([world.b.url], formOf(world, "again@example.com"));
   const there = await usersWith(world, "again@example.com");
   if (second.status === 201 && there === 0) world.noAccount += 1;
+  const right = second.status === 201 && there === (world.name === "hashed" ? 0 : 1);
+  expect(right, `registered again: ${told(second)}, ${there} accounts`);
   say(`  A person registers, deletes the account and registers again: ${told(second)}; accounts: ${there}`);
 }
 
@@ -119,7 +162,10 @@ async function equalForms(world: World): Promise<void> {
   // Behind a shared mailbox there are two people with the same form.
   const first = await register([world.a.url], formOf(world, "office@example.com"));
   const second = await register([world.b.url], formOf(world, "office@example.com"));
-  if (second.status === 201 && second.body.id === first.body.id) world.others += 1;
+  const given = second.status === 201 && second.body.id === first.body.id;
+  if (given) world.others += 1;
+  const right = world.name === "hashed" ? given : second.status === 409 && second.body.code === "EMAIL_USED";
+  expect(right, `two people with equal forms: ${told(first)}, and ${told(second)}`);
   say(`  Two people send equal forms: the second is told ${told(second)}`);
 }
 
@@ -147,6 +193,16 @@ async function twoSites(world: World): Promise<void> {
   expect(one.body.id !== other.body.id && !other.replayed, "each site has users of its own");
 }
 
+/** What is one key to onced is one row in the table, however it is written. */
+async function quotedKey(world: World): Promise<void> {
+  const form = formOf(world, "quoted@example.com");
+  const quoted = await register([world.a.url], { ...form, key: String.raw`"a \"quoted\" key"` });
+  const bare = await register([world.a.url], { ...form, key: 'a "quoted" key' });
+  const { rows } = await world.pool.query("SELECT FROM registrations WHERE key = 'a \"quoted\" key'");
+  say(`  One key, quoted and bare: ${told(quoted)} and ${told(bare)}`);
+  expect(quoted.status === 201 && bare.replayed && rows.length === 1, "quoted and bare are one key");
+}
+
 async function wrongRequests(world: World): Promise<void> {
   const good = formOf(world, "wrong@example.com");
   await register([world.a.url], good);
@@ -172,17 +228,18 @@ async function tell(): Promise<void> {
   const hash = (body: string) => createHash("sha256").update(body).digest("hex");
 
   say("Without onced: the unique index keeps duplicates out");
-  const naive = await makeWorld("naive", "naive", uuid);
+  const naive = await makeWorld("naive", uuid);
   for (const scene of [lostReply, atOnce, crash, pause, registerAgain, equalForms]) await scene(naive);
 
   say("\nBehind onced, a hash of the body as key");
-  const hashed = await makeWorld("hashed", "service", hash);
+  const hashed = await makeWorld("hashed", hash);
   for (const scene of [lostReply, atOnce, registerAgain, equalForms]) await scene(hashed);
 
   say("\nBehind onced, a UUID for each form that is shown");
-  const keyed = await makeWorld("keyed", "service", uuid);
-  const scenes = [lostReply, atOnce, crash, pause, registerAgain, equalForms, sameRefusal, twoSites, wrongRequests];
-  for (const scene of scenes) await scene(keyed);
+  const keyed = await makeWorld("keyed", uuid);
+  const likewise = [lostReply, atOnce, crash, pause, registerAgain, equalForms];
+  const besides = [sameRefusal, crashOfRefusal, twoSites, quotedKey, wrongRequests];
+  for (const scene of [...likewise, ...besides]) await scene(keyed);
 
   expect(naive.refusedOwn === 6, "the naive service refuses six callers their own e-mail");
   expect(hashed.noAccount === 1 && hashed.others === 1, "a hash of the body as key surprises twice");

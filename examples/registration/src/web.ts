@@ -8,6 +8,11 @@ export const pool = new pg.Pool({
   connectionString: process.env["DATABASE_URL"],
   // A process that is paused in a transaction keeps its row locked, and whoever takes over waits for it.
   idle_in_transaction_session_timeout: 2_000,
+  // A claim is renewed while its work hangs, and nobody else gets the key: so nothing may hang for ever. The database
+  // ends a statement that waits for a lock; the last one is for a connection on which nothing arrives any more.
+  connectionTimeoutMillis: 5_000,
+  statement_timeout: 10_000,
+  query_timeout: 12_000,
 });
 // A connection that breaks while nobody uses it is not the end of the service.
 pool.on("error", (error) => console.error(`a connection to the database broke: ${error.message}`));

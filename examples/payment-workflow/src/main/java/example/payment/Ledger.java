@@ -22,7 +22,11 @@ final class Ledger {
         var source = new PGSimpleDataSource();
         source.setUrl(System.getenv("LEDGER_URL"));
         // One that is paused in its transaction keeps a row locked that the next holder of the claim needs.
-        source.setOptions("-c idle_in_transaction_session_timeout=2s");
+        // And a claim is renewed while its work hangs: so nothing may hang for ever. The database ends a statement that
+        // waits for a lock; the timeouts of the socket, in seconds, are for one on which nothing arrives any more.
+        source.setOptions("-c idle_in_transaction_session_timeout=2s -c statement_timeout=10s");
+        source.setConnectTimeout(5);
+        source.setSocketTimeout(12);
         return new Ledger(source);
     }
 

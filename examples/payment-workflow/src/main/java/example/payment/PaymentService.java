@@ -21,6 +21,10 @@ import java.util.UUID;
 
 /** Takes payments: each is debited once, or declined once, however often and by whomever it is asked for. */
 public final class PaymentService {
+    /** How soon after a crash others take over. It is renewed while a payment is at work, however long that is. */
+    private static final Duration LOCK_TTL =
+            Duration.ofSeconds(Long.parseLong(System.getenv().getOrDefault("LOCK_TTL", "15")));
+
     private final Onced onced;
     private final Ledger ledger;
 
@@ -48,9 +52,9 @@ public final class PaymentService {
                     .fingerprint(Fingerprint.ofJson(order))
                     // Whoever meets this payment later is told which execution made it.
                     .owner(execution)
-                    // Others take over 2 s after a crash, well within the patience of the runner.
-                    .lockTtl(Duration.ofSeconds(2))
-                    .waitFor(Duration.ofSeconds(4))
+                    .lockTtl(LOCK_TTL)
+                    // Longer, to see a takeover; and less than the patience of the runner.
+                    .waitFor(LOCK_TTL.multipliedBy(2))
                     .retention(Duration.ofDays(30))
                     // The ledger refuses a stale claim. A statement that is cut off says nothing.
                     .interruptWhenLost(false)

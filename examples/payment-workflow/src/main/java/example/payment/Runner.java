@@ -15,8 +15,9 @@ import java.time.Duration;
  * EXECUTION PAYMENT ACCOUNT AMOUNT URL[,URL]. One that was interrupted is given to it again, under the same name.
  */
 public final class Runner {
-    /** For one attempt: longer than the lock TTL of the service, after which another host takes over. */
-    private static final Duration PATIENCE = Duration.ofSeconds(6);
+    /** For one attempt: longer than the service waits for a host that it may have to take over from. */
+    private static final Duration PATIENCE =
+            Duration.ofSeconds(Long.parseLong(System.getenv().getOrDefault("PATIENCE", "45")));
 
     private static final int ATTEMPTS = 8;
 

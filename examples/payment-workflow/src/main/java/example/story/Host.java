@@ -13,7 +13,7 @@ import java.util.concurrent.TimeUnit;
 /** One process: a host of the service, or a runner. */
 final class Host {
     /** Long enough for a machine under load: nothing takes so long unless it is broken. */
-    private static final long LIMIT = TimeUnit.SECONDS.toNanos(40);
+    static final long LIMIT = TimeUnit.SECONDS.toNanos(40);
 
     private static final List<Host> ALL = new ArrayList<>();
 
@@ -47,6 +47,7 @@ final class Host {
     static void endAll() {
         synchronized (ALL) {
             ALL.forEach(host -> host.process.destroyForcibly());
+            ALL.clear();
         }
     }
 

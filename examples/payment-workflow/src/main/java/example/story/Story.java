@@ -6,10 +6,12 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.sql.Connection;
 import java.util.ArrayList;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.Callable;
 
 /**
  * Plays the same payments against a service without a guard, against one that notes first that a payment was here, and
@@ -27,19 +29,19 @@ public final class Story {
     /** Tells it, and ends with 1 if anything was not so. */
     public static void main(String[] args) throws Exception {
         var worlds = new EnumMap<Kind, World>(Kind.class);
-        try {
-            for (Kind kind : Kind.values()) {
-                System.out.println(
-                        switch (kind) {
-                            case NO_GUARD -> "Without a guard: each request debits";
-                            case GUARD_FIRST -> "\nWith a guard: one bit says that the payment was here, and is set first";
-                            case ONCED -> "\nWith onced: a claim, checkpoints, a token that the ledger checks, and the outcome";
-                        });
+        for (Kind kind : Kind.values()) {
+            System.out.println(
+                    switch (kind) {
+                        case NO_GUARD -> "Without a guard: each request debits";
+                        case GUARD_FIRST -> "\nWith a guard: one bit says that the payment was here, and is set first";
+                        case ONCED -> "\nWith onced: a claim, checkpoints, a token that the ledger checks, and the outcome";
+                    });
+            try {
                 worlds.put(kind, new World(kind));
                 new Story(worlds.get(kind)).tell();
+            } finally {
+                Host.endAll();
             }
-        } finally {
-            Host.endAll();
         }
         end(worlds);
     }
@@ -140,12 +142,52 @@ public final class Story {
 
     private void atOnce() throws Exception {
         world.open("both", 100);
-        world.runner.tell("e-one both both 30 " + world.a.url());
-        world.runner.tell("e-other both both 30 " + world.b.url());
+        // The first one gets no further than the account, until it is known what becomes of the other one.
+        Connection holder = world.hold("both");
+        try {
+            world.runner.tell("e-one both both 30 " + world.a.url());
+            until("the first is at its debit", () -> world.transactionsWaiting() == 1);
+            world.runner.tell("e-other both both 30 " + world.b.url());
+            switch (world.kind) {
+                case NO_GUARD -> until("the other is at its debit as well", () -> world.transactionsWaiting() == 2);
+                // Nothing is paid yet.
+                case GUARD_FIRST -> end("e-other", world.runner);
+                case ONCED -> until("the other waits for the first", () -> callsWaiting() == 1);
+            }
+        } finally {
+            holder.close();
+        }
         String other = end("e-other", world.runner);
         judge("Two executions ask for the same payment at once", "e-one", "both", world.runner,
                 "debited twice, ships", "debited once, ships", "debited once, ships");
         expect(other.equals("ships"), "both are told the same");
+        if (world.kind == Kind.ONCED) {
+            String heard = String.join("\n", world.runner.said("e-other: "));
+            expect(heard.contains("a replay of e-one:"), "the other is told what the first came to: " + heard);
+        }
+    }
+
+    /** How many calls wait at onced for the holder of their key. */
+    private static long callsWaiting() throws IOException, InterruptedException {
+        var request = HttpRequest.newBuilder(URI.create(System.getenv("ONCED_ADMIN") + "/metrics")).build();
+        String metrics = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString()).body();
+        String name = "onced_limit_used{limit=\"max_waiting_calls\"} ";
+        return metrics.lines()
+                .filter(line -> line.startsWith(name))
+                .mapToLong(line -> Long.parseLong(line.substring(name.length())))
+                .findFirst()
+                .orElseThrow();
+    }
+
+    /** Waits until it is so. */
+    private static void until(String what, Callable<Boolean> isSo) throws Exception {
+        long end = System.nanoTime() + Host.LIMIT;
+        while (!isSo.call()) {
+            if (System.nanoTime() - end > 0) {
+                throw new IllegalStateException("waited in vain: " + what);
+            }
+            Thread.sleep(20);
+        }
     }
 
     private void wrongRequests() throws Exception {
@@ -197,12 +239,14 @@ public final class Story {
 
     /** Compares what became of a payment with what is told of it in this world, and counts what went wrong. */
     private void judge(String scene, String execution, String payment, Host runner, String... told) throws Exception {
-        int debits = world.debits(payment);
         String end = end(execution, runner).replaceFirst(",.*", "");
-        String came = List.of("not debited", "debited once", "debited twice").get(Math.min(debits, 2)) + ", " + end;
+        long debits = world.debits(payment);
+        String came = (debits == 0 ? "not debited" : debits == 1 ? "debited once" : "debited twice") + ", " + end;
         System.out.println("  " + scene + ": " + came);
         expect(came.equals(told[world.kind.ordinal()]), scene + ": " + came);
-        world.asked++;
+        long taken = world.taken(payment);
+        expect(taken == 30 * debits, "%s: %d are gone from the account".formatted(scene, taken));
+        world.payments.add(payment);
         world.twice += debits > 1 ? 1 : 0;
         world.unpaid += debits == 0 && end.equals("ships") ? 1 : 0;
         world.cancelled += debits > 0 && end.equals("cancels") ? 1 : 0;
@@ -217,7 +261,7 @@ public final class Story {
 
     private static void end(Map<Kind, World> worlds) {
         System.out.printf("%n  %-28s %10s %13s %7s%n", "", "no guard", "guard first", "onced");
-        row("payments", worlds.values().stream().map(world -> world.asked).toList());
+        row("payments", worlds.values().stream().map(world -> world.payments.size()).toList());
         row("debited twice", worlds.values().stream().map(world -> world.twice).toList());
         row("shipped without being paid", worlds.values().stream().map(world -> world.unpaid).toList());
         row("debited and cancelled", worlds.values().stream().map(world -> world.cancelled).toList());

@@ -10,8 +10,10 @@ import java.sql.Connection;
 import java.sql.DriverManager;
 import java.sql.SQLException;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 
 /** A way to write the service, with hosts and a ledger of its own, and what went wrong there. */
 final class World {
@@ -37,13 +39,16 @@ final class World {
     /** Dies once it has heard of its first payment. */
     final Host frailRunner;
 
-    int asked;
+    final Set<String> payments = new HashSet<>();
     int twice;
     int unpaid;
     int cancelled;
 
+    private final String url;
     private final Connection ledger;
     private final Map<String, String> environment;
+    /** What was paid into each account. */
+    private final Map<String, Long> paidIn = new HashMap<>();
 
     World(Kind kind) throws IOException, SQLException {
         this.kind = kind;
@@ -53,7 +58,7 @@ final class World {
         try (var first = DriverManager.getConnection(server, user, ""); var statement = first.createStatement()) {
             statement.execute("CREATE DATABASE " + name);
         }
-        String url = server.replaceFirst("/[^/]*$", "/" + name) + "?user=" + user;
+        url = server.replaceFirst("/[^/]*$", "/" + name) + "?user=" + user;
         ledger = DriverManager.getConnection(url);
         execute(Files.readString(Path.of("schema.sql")));
         environment = Map.of("LEDGER_URL", url);
@@ -77,20 +82,44 @@ final class World {
 
     void open(String account, long balance) throws SQLException {
         execute("INSERT INTO accounts (id, balance) VALUES ('" + account + "', " + balance + ")");
+        paidIn.put(account, balance);
     }
 
     void topUp(String account) throws SQLException {
         execute("UPDATE accounts SET balance = balance + 100 WHERE id = '" + account + "'");
+        paidIn.merge(account, 100L, Long::sum);
+    }
+
+    /** What was taken from an account, by its balance. */
+    long taken(String account) throws SQLException {
+        return paidIn.get(account) - number("SELECT balance FROM accounts WHERE id = '" + account + "'");
+    }
+
+    /** Keeps an account from being debited until it is closed. */
+    Connection hold(String account) throws SQLException {
+        Connection holder = DriverManager.getConnection(url);
+        holder.setAutoCommit(false);
+        try (var statement = holder.createStatement()) {
+            statement.execute("SELECT FROM accounts WHERE id = '" + account + "' FOR UPDATE");
+        }
+        return holder;
+    }
+
+    /** How many transactions wait for another one. */
+    long transactionsWaiting() throws SQLException {
+        return number("SELECT count(*) FROM pg_stat_activity"
+                + " WHERE datname = current_database() AND wait_event_type = 'Lock'");
     }
 
     /** How often a payment was debited. */
-    int debits(String payment) throws SQLException {
-        try (var statement = ledger.prepareStatement("SELECT count(*) FROM debits WHERE payment = ?")) {
-            statement.setString(1, payment);
-            try (var rows = statement.executeQuery()) {
-                rows.next();
-                return rows.getInt(1);
-            }
+    long debits(String payment) throws SQLException {
+        return number("SELECT count(*) FROM debits WHERE payment = '" + payment + "'");
+    }
+
+    private long number(String sql) throws SQLException {
+        try (var statement = ledger.createStatement(); var rows = statement.executeQuery(sql)) {
+            rows.next();
+            return rows.getLong(1);
         }
     }
 
