@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import urllib.parse
+import urllib.request
+import uuid
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -128,6 +130,8 @@ class AroundHandler(BaseHTTPRequestHandler):
 class Asked:
     """A payment that was asked for, and what was heard of it."""
 
+    key: str = field(default_factory=lambda: str(uuid.uuid4()))
+    """The same in each repetition; and the payment's reference."""
     replies: list[Reply] = field(default_factory=list)
     debits: int = 0
     refused_first: bool = False
@@ -152,7 +156,7 @@ class Play:
         return Process("service", [sys.executable, "-B", "service.py"], where)
 
     def _start_proxy(self) -> Process:
-        return Process("proxy", ["./proxy", "--upstream", self.service.url], {})
+        return Process("proxy", ["./proxy", "--upstream", self.service.url], {"LOCK_TTL": "2s"})
 
     def restart_service(self) -> None:
         """Starts the service again where it was, as a supervisor does."""
@@ -189,21 +193,26 @@ class Play:
                 return Reply(0, "nothing")
 
     def pay(self, account: str, amount: int = 10, hang_up: Gate | None = None) -> Reply:
-        """Pays from an account. The key is that of the payment, and the same in each repetition."""
+        """Pays from an account: the one payment that the story asks of it, again each time."""
         asked = self.asked.setdefault(account, Asked())
-        reply = self.send({"account": account, "amount": amount}, key_of(account), hang_up)
+        reply = self.send({"reference": asked.key, "account": account, "amount": amount}, asked.key, hang_up)
         asked.replies.append(reply)
         return reply
+
+    def pay_before(self, account: str) -> None:
+        """Pays from an account, another payment than the one of the story."""
+        key = str(uuid.uuid4())
+        assert self.send({"reference": key, "account": account, "amount": 10}, key).status == 201
 
     def begin(self, account: str) -> Future[Reply]:
         """Pays, and does not wait for the answer."""
         return self._pool.submit(self.pay, account)
 
     def note_debits(self) -> None:
-        """Notes how often each account was debited, in the end."""
+        """Notes how often each payment was debited, in the end."""
         with closing(accounts()) as ledger:
-            for account, asked in self.asked.items():
-                found = ledger.execute("SELECT count(*) FROM payments WHERE account = ?", [account]).fetchone()
+            for asked in self.asked.values():
+                found = ledger.execute("SELECT count(*) FROM payments WHERE reference = ?", [asked.key]).fetchone()
                 asked.debits = found[0]
 
     def open_account(self, account: str) -> None:
@@ -222,9 +231,14 @@ def accounts() -> sqlite3.Connection:
     return sqlite3.connect(os.environ["PAYMENTS_FILE"], timeout=30)
 
 
-def key_of(account: str) -> str:
-    """The key of the one payment from an account."""
-    return f"payment-of-{account}"
+def wait_for_waiting(calls: int) -> bool:
+    """Waits until so many calls wait in onced for somebody else's work. Whether that came to be."""
+    for _ in range(500):
+        with urllib.request.urlopen(f"{os.environ['ONCED_ADMIN']}/metrics", timeout=CALLER_WAITS) as answer:
+            if f'onced_limit_used{{limit="max_waiting_calls"}} {calls}\n' in answer.read().decode():
+                return True
+        time.sleep(0.02)
+    return False
 
 
 def text_of(answer: dict[str, object]) -> str:

@@ -1,10 +1,11 @@
 """A payment service over HTTP that knows nothing of idempotency: each POST /payments that it carries out is a debit.
 
-    POST /payments {"account": "alpha", "amount": 10}
+    POST /payments {"reference": "9b1d…", "account": "alpha", "amount": 10}
     GET /accounts/alpha
 
-It keeps accounts in the file of SQLite that PAYMENTS_FILE names, asks the risk service at RISK_URL before a debit, and
-tells the books at BOOKS_URL after it. It listens on PORT, or on a free one, which it prints.
+The reference is the caller's. It is kept with the payment, and payments may share one. The service keeps accounts in
+the file of SQLite that PAYMENTS_FILE names, asks the risk service at RISK_URL before a debit, and tells the books at
+BOOKS_URL after it. It listens on PORT, or on a free one, which it prints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Answer = tuple[int, dict[str, object]]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (account TEXT PRIMARY KEY, balance INTEGER NOT NULL CHECK (balance >= 0));
-CREATE TABLE IF NOT EXISTS payments (payment INTEGER PRIMARY KEY, account TEXT NOT NULL, amount INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS payments (
+    payment INTEGER PRIMARY KEY, reference TEXT NOT NULL, account TEXT NOT NULL, amount INTEGER NOT NULL
+);
 """
 
 
@@ -35,11 +38,13 @@ def pay(body: bytes) -> Answer:
     """Debits an account."""
     try:
         payment = json.loads(body)
-        account, amount = payment["account"], payment["amount"]
+        reference, account, amount = payment["reference"], payment["account"], payment["amount"]
     except (ValueError, TypeError):
         return 400, {"error": "the body is not an object of JSON"}
     except KeyError as missing:
         return 400, {"error": f"{missing.args[0]}: is missing"}
+    if not isinstance(reference, str):
+        return 400, {"error": "reference: is a string"}
     if not isinstance(account, str):
         return 400, {"error": "account: is a string"}
     if type(amount) is not int or not 1 <= amount <= 1_000_000:
@@ -48,7 +53,7 @@ def pay(body: bytes) -> Answer:
         call(os.environ["RISK_URL"], account)
     except OSError:
         return 503, {"error": "the risk service is away"}
-    status, answer = debit(account, amount)
+    status, answer = debit(reference, account, amount)
     if status == 201:
         try:
             call(os.environ["BOOKS_URL"], account)
@@ -57,7 +62,7 @@ def pay(body: bytes) -> Answer:
     return status, answer
 
 
-def debit(account: str, amount: int) -> Answer:
+def debit(reference: str, account: str, amount: int) -> Answer:
     """Takes an amount from an account, in one transaction."""
     with closing(connect()) as accounts, accounts:
         accounts.execute("BEGIN IMMEDIATE")
@@ -67,8 +72,10 @@ def debit(account: str, amount: int) -> Answer:
         if found[0] < amount:
             return 402, {"error": "insufficient funds"}
         accounts.execute("UPDATE accounts SET balance = balance - ? WHERE account = ?", [amount, account])
-        payment = accounts.execute("INSERT INTO payments (account, amount) VALUES (?, ?)", [account, amount]).lastrowid
-        return 201, {"payment": payment, "account": account, "amount": amount}
+        payment = accounts.execute(
+            "INSERT INTO payments (reference, account, amount) VALUES (?, ?, ?)", [reference, account, amount]
+        )
+        return 201, {"payment": payment.lastrowid, "account": account, "amount": amount}
 
 
 def balance(account: str) -> Answer:

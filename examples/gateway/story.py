@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import urllib.request
+import uuid
 from collections.abc import Callable
 
 import on_call
-from play import INITIAL_BALANCE, Asked, Play, Reply, key_of, told
+from play import INITIAL_BALANCE, Asked, Play, Reply, told, wait_for_waiting
 
 problems: list[str] = []
 
@@ -48,6 +49,10 @@ def in_parallel(play: Play) -> None:
     replies = [play.begin("bravo")]
     gate.wait_reached()
     replies += [play.begin("bravo") for _ in range(4)]
+    if play.proxied:
+        waiting = wait_for_waiting(4)
+        check(waiting, "duplicates wait while the first is at work")
+        print(f"   {'while it is at work:':<36} {'four wait for its answer' if waiting else 'they do not all wait'}")
     gate.open()
     heard("the callers hear", *(reply.result() for reply in replies))
 
@@ -79,7 +84,8 @@ def killed_after(play: Play) -> None:
 
 def killed_before(play: Play) -> None:
     """A service that is killed before its debit."""
-    say("foxtrot", "pays 10. The service is killed before the debit, and started again.", play)
+    say("foxtrot", "has paid 10 before, and pays 10. The service is killed before the debit, and started again.", play)
+    play.pay_before("foxtrot")
     kill_service(play, "/risk", "foxtrot")
 
 
@@ -118,22 +124,23 @@ def again(play: Play, account: str) -> None:
     heard("it sends it again", reply)
     if reply.text == "IN_DOUBT":
         play.asked[account].in_doubt = True
-        print(f"   {'a person looks:':<36} {on_call.settle(key_of(account), account)}")
+        print(f"   {'a person looks:':<36} {on_call.settle(play.asked[account].key)}")
         heard("it sends it again", play.pay(account))
 
 
 def mistakes(play: Play) -> list[Reply]:
     """Requests that are wrong, and one that needs no key."""
     print("\n          Requests that are wrong, and one that needs no key.")
+    other, key = play.asked["alpha"].key, str(uuid.uuid4())
     wrong: list[tuple[str, dict[str, object], str | None]] = [
-        ("one without a key", {"account": "alpha", "amount": 10}, None),
-        ("one with the key of another one", {"account": "alpha", "amount": 99}, key_of("alpha")),
-        ('one with an amount of "ten"', {"account": "alpha", "amount": "ten"}, "payment-of-ten"),
-        ("and that again", {"account": "alpha", "amount": "ten"}, "payment-of-ten"),
+        ("one without a key", {"reference": key, "account": "alpha", "amount": 10}, None),
+        ("one with the key of another one", {"reference": other, "account": "alpha", "amount": 99}, other),
+        ('one with an amount of "ten"', {"reference": key, "account": "alpha", "amount": "ten"}, key),
+        ("and that again", {"reference": key, "account": "alpha", "amount": "ten"}, key),
     ]
     replies = []
-    for who, body, key in wrong:
-        replies.append(play.send(body, key))
+    for who, body, its_key in wrong:
+        replies.append(play.send(body, its_key))
         heard(who, replies[-1])
     assert play.proxy
     with urllib.request.urlopen(f"{play.proxy.url}/accounts/alpha", timeout=30) as answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from typing import cast
 
 import onced
@@ -17,7 +18,9 @@ log = logging.getLogger(__name__)
 app = Flask(__name__)
 # ONCED_SERVER says where onced is. The client connects at its first use, and serves all threads of this instance. The
 # timeout is what it tries beyond `wait` while no server answers: with that it still is less than what callers wait.
-client = onced.Client(timeout=10)
+client = onced.Client(timeout=5)
+# In seconds. Longer than a live instance may stall, or it is taken over from for nothing.
+LOCK_TTL = float(os.environ.get("LOCK_TTL", "15"))
 
 
 @app.post("/process_order")
@@ -50,9 +53,9 @@ def once(order: Order) -> onced.Once[dict[str, str]]:
         fingerprint=onced.fingerprint.of_json([order.product, order.quantity]),
         # How soon another delivery takes over from an instance that died. It is renewed while the work runs, so that it
         # may be shorter than the work; and it is shorter than `wait`, so that a delivery that waits sees the takeover.
-        lock_ttl=2,
+        lock_ttl=LOCK_TTL,
         # How long a delivery waits for another one that is at work: less than the 30 s that callers wait for an answer.
-        wait=15,
+        wait=20,
         # Whatever an attempt that died or failed has done stands in the database, which the next one asks: it is always
         # safe to run again. Without that, both of these would have to leave the key to a person ("hold", "in_doubt").
         on_lapse="take_over",

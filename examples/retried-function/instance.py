@@ -1,27 +1,49 @@
-"""One instance of naive.py or function.py, as a platform starts them: python instance.py MODULE [before|after SIGNAL]
+"""One instance of naive.py or function.py, as a platform starts them: python instance.py MODULE [MOMENT WHAT]
 
-With a signal it kills or stops itself when the first order comes to `take_from_stock`: right before, or right after.
+With a moment something happens when an order comes to `take_from_stock`: right before it (before), right before its
+commit (inside), or right after it (after). The instance sends itself a signal (SIGKILL, SIGSTOP), or is held until a
+line comes to its standard input (hold).
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import database
 
-def strike(module: Any, moment: str, name: str) -> None:
-    """Has the process send itself a signal at that moment."""
-    work = module.take_from_stock
+
+def strike(module: Any, moment: str, what: str) -> None:
+    """Has that happen at that moment."""
+    work, transaction = module.take_from_stock, database.transaction
+
+    def happen() -> None:
+        if what == "hold":
+            print("held here", flush=True)
+            sys.stdin.readline()
+        else:
+            # To this very thread, which goes no further. Another one might stop the process a moment later.
+            signal.pthread_kill(threading.get_ident(), signal.Signals[what])
+
+    @contextmanager
+    def struck_transaction() -> Iterator[database.Execute]:
+        with transaction() as execute:
+            yield execute
+            happen()
 
     def struck(*arguments: Any) -> Any:
         if moment == "before":
-            os.kill(os.getpid(), signal.Signals[name])
+            happen()
+        if moment == "inside":
+            database.transaction = struck_transaction
         answer = work(*arguments)
         if moment == "after":
-            os.kill(os.getpid(), signal.Signals[name])
+            happen()
         return answer
 
     module.take_from_stock = struck

@@ -24,6 +24,8 @@ import database
 HERE = Path(__file__).parent
 CALLER_WAITS = 30.0
 """How long a caller waits for the function, in seconds."""
+LOCK_TTL = "2"
+"""How soon the story sees a takeover, in seconds. Elsewhere it is longer, since live instances stall for as long."""
 INITIAL_STOCK = 10
 """Of each product; every order is for a product of its own, so that its stock tells what the order took."""
 
@@ -52,19 +54,37 @@ class Instance:
         self._log = Path(os.environ["EXAMPLE_DIR"]) / f"{module}-{number}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "instance.py", module, *fault], cwd=HERE, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, "instance.py", module, *fault],
+                cwd=HERE,
+                env=os.environ | {"LOCK_TTL": LOCK_TTL},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def url(self) -> str:
         """Where it listens, once it does."""
+        return self._wait_for(r"Running on (http://\S+)")[1]
+
+    def _wait_for(self, said: str) -> re.Match[str]:
         for _ in range(600):
-            found = re.search(r"Running on (http://\S+)", self._log.read_text())
+            found = re.search(said, self._log.read_text())
             if found:
-                return found[1]
+                return found
             if self._process.poll() is not None:
                 break
             time.sleep(0.05)
-        raise SystemExit(f"an instance did not start:\n{self._log.read_text()}")
+        raise SystemExit(f"an instance did not say {said}:\n{self._log.read_text()}")
+
+    def wait_held(self) -> None:
+        """Waits until the instance holds an order."""
+        self._wait_for("held here")
+
+    def let_go(self) -> None:
+        """Lets the order go on."""
+        assert self._process.stdin
+        self._process.stdin.write(b"\n")
+        self._process.stdin.close()
 
     def wait_killed(self) -> None:
         """Waits until the instance has killed itself."""
@@ -106,14 +126,18 @@ class Play:
         reset_database()
         self.orders: dict[str, Placed] = {}
         self.mistaken: list[Reply] = []
+        self.waited = 0
         self.fenced = False
+        self.cut_off: list[Reply] = []
         self._pool = ThreadPoolExecutor(8)
         faults = {
             "a": (),
             "b": (),
+            "holds before": ("before", "hold"),
             "dies before": ("before", "SIGKILL"),
             "dies after": ("after", "SIGKILL"),
             "stops before": ("before", "SIGSTOP"),
+            "stops inside": ("inside", "SIGSTOP"),
         }
         self.instances = {name: Instance(module, number, fault) for number, (name, fault) in enumerate(faults.items())}
 
@@ -172,6 +196,20 @@ class Play:
             placed.took = placed.supplied - available(order_id)
 
 
+def see_who_waits(deliveries: list[Future[Reply]]) -> int:
+    """Looks on until each of these deliveries waits in onced, or has its answer. How many wait."""
+    for _ in range(600):
+        with urllib.request.urlopen(f"{os.environ['ONCED_ADMIN']}/metrics", timeout=CALLER_WAITS) as answer:
+            metrics = answer.read().decode()
+        found = re.search(r'^onced_limit_used\{limit="max_waiting_calls"\} (\d+)$', metrics, re.MULTILINE)
+        assert found, metrics
+        waiting = int(found[1])
+        if waiting + sum(delivery.done() for delivery in deliveries) == len(deliveries):
+            return waiting
+        time.sleep(0.05)
+    raise SystemExit("deliveries neither wait nor are answered")
+
+
 def text_of(body: bytes) -> str:
     """The result or the error in an answer."""
     fields = json.loads(body)
@@ -192,7 +230,7 @@ def reset_database() -> None:
             execute("DROP TABLE IF EXISTS " + table)
         for statement in (HERE / "schema.sql").read_text().split(";")[:-1]:
             execute(statement)
-        for number in range(1, 6):
+        for number in range(1, 7):
             execute("INSERT INTO stock (product, available) VALUES (%s, %s)", f"book-{number}", INITIAL_STOCK)
 
 
