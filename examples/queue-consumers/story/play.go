@@ -29,7 +29,7 @@ const (
 	ackWait = time.Second
 	lockTTL = 2 * time.Second
 	// The broker's own window for duplicates: two minutes unless told otherwise, and shortened here.
-	brokerWindow = 250 * time.Millisecond
+	brokerWindow = 2 * time.Second
 	// How long anything that must happen may take.
 	patience = 30 * time.Second
 )
@@ -293,6 +293,18 @@ func (p *play) publish(ctx context.Context, id, account string, cents int64) boo
 		panic(err)
 	}
 	return published.Duplicate
+}
+
+// publishAnew publishes an order once more when the broker has forgotten its id.
+func (p *play) publishAnew(ctx context.Context, id, account string) {
+	p.eventually("the end of the broker's window for "+id, func() bool {
+		if !p.publish(ctx, id, account, 1000) {
+			return true
+		}
+		time.Sleep(50 * time.Millisecond)
+		p.note(event{}) // Try again.
+		return false
+	})
 }
 
 func (p *play) number(ctx context.Context, query string, values ...any) int {

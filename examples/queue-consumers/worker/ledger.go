@@ -26,6 +26,19 @@ type ledger struct {
 	pool *pgxpool.Pool
 }
 
+// openLedger sets limits that a database has none of by itself: a worker that is suspended within a transaction would keep
+// its rows locked for as long, and one that cannot reach the database would wait for the network.
+func openLedger(ctx context.Context, url string) (ledger, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return ledger{}, err
+	}
+	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "5s"
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	return ledger{pool}, err
+}
+
 // enter shows a claim's token. It returns the credit that an earlier claim made, if one did, and errStale if a newer claim
 // was here.
 func (l ledger) enter(ctx context.Context, id string, token uint64) (credit Credit, found bool, err error) {

@@ -12,11 +12,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/grpc/codes"
@@ -29,6 +30,11 @@ const (
 	batchSize = 5
 	// A publisher may repeat a message for a day, and so may the broker.
 	dedupWindow = 24 * time.Hour
+	// How long the work of a message may take. While it runs, its claim is renewed and its batch waits for it, so a rating
+	// service that hangs must not keep them for ever.
+	workLimit = time.Minute
+	// When a message whose outcome is in doubt is looked at again: a person has to decide about it first.
+	doubtDelay = 10 * time.Minute
 )
 
 type worker struct {
@@ -62,13 +68,16 @@ func run(ctx context.Context) error {
 	if w.client, err = onced.New(""); err != nil {
 		return err
 	}
-	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
-	if err != nil {
+	if w.ledger, err = openLedger(ctx, os.Getenv("DATABASE_URL")); err != nil {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
-	defer pool.Close()
-	w.ledger = ledger{pool}
-	connection, err := nats.Connect(os.Getenv("NATS_URL"))
+	defer w.ledger.pool.Close()
+	// Away, the broker is tried again for two minutes, and after that Fetch fails.
+	connection, err := nats.Connect(os.Getenv("NATS_URL"), nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+		if err != nil {
+			slog.Error("the broker is away", "error", err.Error())
+		}
+	}))
 	if err != nil {
 		return fmt.Errorf("NATS_URL: %w", err)
 	}
@@ -85,6 +94,8 @@ func run(ctx context.Context) error {
 	return w.client.Close(closing)
 }
 
+// consume takes batches until it is asked to end, or the broker has none for it any more: then something is wrong that
+// whoever starts this program anew should see.
 func (w *worker) consume(ctx context.Context, js jetstream.JetStream, stream string) error {
 	orders, err := js.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable: "points", AckPolicy: jetstream.AckExplicitPolicy, AckWait: w.ackWait,
@@ -110,6 +121,10 @@ func (w *worker) consume(ctx context.Context, js jetstream.JetStream, stream str
 			}()
 		}
 		atWork.Wait()
+		// No message is no error. No consumer is.
+		if err := batch.Error(); err != nil {
+			return fmt.Errorf("fetching from %q: %w", stream, err)
+		}
 	}
 	return nil
 }
@@ -119,8 +134,8 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 	// The publisher's id, which is the same when it publishes again. The broker's sequence number would not be.
 	id := message.Headers().Get(nats.MsgIdHdr)
 	log := slog.With("message", id, "delivery", deliveries(message))
-	if id == "" {
-		log.Error("terminated", "error", "the header Nats-Msg-Id is missing: without it a repetition cannot be told")
+	if id == "" || !utf8.ValidString(id) {
+		log.Error("terminated", "error", "the header Nats-Msg-Id is missing, or not UTF-8: without it a repetition cannot be told")
 		answer(log, message.Term())
 		return
 	}
@@ -132,14 +147,15 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 		onced.Fingerprint(onced.FingerprintBytes(message.Data())),
 		onced.LockTTL(w.lockTTL),
 		onced.Retention(dedupWindow),
-		// While another worker is at it, the broker is answered before it delivers the message yet again.
-		onced.Wait(w.ackWait/2),
+		// While another worker is at it, the broker keeps the copy. To wait here would make the whole batch wait.
+		onced.Wait(0),
 		// The end of ctx ends the waiting; work that has begun is finished.
 		onced.Detached(),
 	)
 	crash.Here("completed", id, done.RanHere && done.Attempt == 1)
 
 	var final *onced.FinalError
+	var doubt *onced.InDoubtError
 	switch {
 	case err == nil:
 		log.Info("acknowledged", "points", done.Value.Points, "balance", done.Value.Balance, "ran_here", done.RanHere,
@@ -153,12 +169,19 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 		// It was done, by a version of this program whose outcomes this one cannot read.
 		log.Warn("acknowledged", "error", err.Error())
 		answer(log, message.Ack())
+	case errors.As(err, &doubt):
+		// Nobody runs it until a person has found out what happened, and told onced: "onced resolve", with this token.
+		log.Error("in doubt", "token", doubt.FencingToken, "error", err.Error())
+		answer(log, message.NakWithDelay(doubtDelay))
 	case refusedForGood(err):
 		log.Error("terminated", "error", err.Error())
 		answer(log, message.Term())
+	case errors.Is(err, onced.ErrNotBegun) && ctx.Err() == nil:
+		// onced is away, or refuses all messages for how it or this worker is set up. No message is to blame.
+		log.Error("later", "error", err.Error())
+		answer(log, message.NakWithDelay(w.ackWait))
 	default:
-		// At work elsewhere, failed for now, taken over, not known to be stored, or onced is away: later. Whatever was done
-		// by then is found.
+		// At work elsewhere, failed for now, taken over, or not known to be stored: later. Whatever was done by then is found.
 		log.Warn("later", "error", err.Error())
 		answer(log, message.NakWithDelay(w.ackWait))
 	}
@@ -167,6 +190,8 @@ func (w *worker) handle(ctx context.Context, message jetstream.Msg) {
 // credit is the work, under a claim. An error that says nothing of the key frees it, so that the next delivery tries again:
 // even if the transaction was committed and only its answer was lost, since the ledger then has the credit.
 func (w *worker) credit(ctx context.Context, log *slog.Logger, claim *onced.Claim, id string, body []byte) (Credit, error) {
+	ctx, cancel := context.WithTimeout(ctx, workLimit)
+	defer cancel()
 	crash.Here("begun", id, claim.Attempt() == 1)
 	order, err := parse(body)
 	if err != nil {
@@ -193,11 +218,13 @@ func (w *worker) credit(ctx context.Context, log *slog.Logger, claim *onced.Clai
 	return credit, err
 }
 
-// refusedForGood is whether onced will never take this message: its id is no key, or stands for another order.
+// refusedForGood is whether onced will never take this message: its id stands for another order, or is no key. It goes by
+// the reason: the codes of these are also those of a lock TTL or a retention that is out of range, which the next start of
+// this worker may set right.
 func refusedForGood(err error) bool {
 	var refusal *onced.Refusal
 	return errors.Is(err, onced.ErrNotBegun) && errors.As(err, &refusal) &&
-		(refusal.Code == codes.InvalidArgument || refusal.Code == codes.FailedPrecondition)
+		slices.Contains([]string{"FINGERPRINT_MISMATCH", "KEY_TOO_LONG", "KEY_REQUIRED"}, refusal.Reason)
 }
 
 // answer is for answers to the broker. One that is lost costs a redelivery, and nothing else.
