@@ -154,7 +154,7 @@ def work(claim):
 
 try:
     with client:
-        print(client.once(sys.argv[2], lock_ttl=2).run(work).value, flush=True)
+        print(client.once(sys.argv[2], lock_ttl=120).run(work).value, flush=True)
 except onced.SetupError as error:
     print("refused:", error, flush=True)
 """
