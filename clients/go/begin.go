@@ -94,9 +94,7 @@ func (r *run) ask(ctx context.Context) (begun answer[*oncedv1.BeginResponse], er
 		}
 		patience := r.client.patience(poll)
 		if mayOpen {
-			// Each server is asked before none is said to be there.
-			share := max(r.failOpen/time.Duration(len(r.client.transport.servers)), shortestShare)
-			patience.attempt, patience.total = min(patience.attempt, share), openAt-clock()
+			patience = r.patienceToOpen(openAt - clock())
 		}
 		begun, err = r.poll(ctx, poll, patience)
 		unsettled = unsettled || begun.unsettled
@@ -120,6 +118,13 @@ func (r *run) ask(ctx context.Context) (begun answer[*oncedv1.BeginResponse], er
 			return begun, nil
 		}
 	}
+}
+
+// patienceToOpen is how long a Begin is tried that the run may fail open after, of whose time so much is left. Each server is
+// asked before none is said to be there.
+func (r *run) patienceToOpen(left time.Duration) patience {
+	share := max(r.failOpen/time.Duration(len(r.client.transport.servers)), shortestShare)
+	return patience{total: left, attempt: min(attemptTime, share)}
 }
 
 // errOutage is that no server has answered for as long as the caller said, and the work runs all the same.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -133,20 +132,27 @@ func TestARunThatMayFailOpenAsksEachServerFirst(t *testing.T) {
 	}
 }
 
-func TestARunThatMayFailOpenGivesEachServerTimeToAnswer(t *testing.T) {
-	server := startFake(t)
-	left := time.Duration(0)
-	server.begin = func(ctx context.Context, _ *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
-		deadline, _ := ctx.Deadline()
-		left = time.Until(deadline)
-		return granted(7, time.Minute), nil
-	}
-	// A fourth of that would be 50 ms.
-	client := connect(t, strings.Join([]string{server.address, server.address, server.address, server.address}, ","))
-	if _, err := Run(t.Context(), client, "k", returns(1), FailOpen(200*time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	if left <= 60*time.Millisecond || left > shortestShare {
-		t.Errorf("it had %v", left)
+func TestARunThatMayFailOpenGivesEachServerItsShareOfTheTime(t *testing.T) {
+	for name, test := range map[string]struct {
+		servers     string
+		opens, most time.Duration
+	}{
+		"one server":                        {"a:1", time.Second, time.Second},
+		"a share":                           {"a:1,b:1", time.Second, 500 * time.Millisecond},
+		"enough to answer":                  {"a:1,b:1,c:1,d:1", 200 * time.Millisecond, 100 * time.Millisecond},
+		"no more than any attempt is given": {"a:1,b:1", time.Minute, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := connect(t, test.servers).newRun("k", []RunOption{FailOpen(test.opens)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The share is of the whole, whatever is left.
+			for _, left := range []time.Duration{test.opens, test.opens / 2} {
+				if got := r.patienceToOpen(left); got != (patience{total: left, attempt: test.most}) {
+					t.Errorf("it had %+v", got)
+				}
+			}
+		})
 	}
 }

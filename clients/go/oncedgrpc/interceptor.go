@@ -96,10 +96,11 @@ func Logger(log *slog.Logger) Option {
 	return func(s *settings) { s.log = log }
 }
 
-// StreamServerInterceptor refuses calls with a key of methods that stream: their answers cannot be stored.
+// StreamServerInterceptor refuses calls with a key of methods that stream: their answers cannot be stored. Those of gRPC's own,
+// such as Watch of /grpc.health.v1.Health, pass.
 func StreamServerInterceptor() grpc.StreamServerInterceptor {
-	return func(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		if len(metadata.ValueFromIncomingContext(stream.Context(), keyHeader)) > 0 {
+	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		if !isOfGRPC(info.FullMethod) && len(metadata.ValueFromIncomingContext(stream.Context(), keyHeader)) > 0 {
 			return refusal(codes.InvalidArgument, idempotency.KeyInvalid, "A method that streams takes no idempotency key.")
 		}
 		return handler(server, stream)
@@ -130,7 +131,12 @@ func (s *settings) takesKeys(fullMethod string) bool {
 	if s.methods != nil {
 		return s.methods[fullMethod]
 	}
-	return !strings.HasPrefix(fullMethod, "/grpc.")
+	return !isOfGRPC(fullMethod)
+}
+
+// isOfGRPC tells the methods of gRPC itself: health, reflection and the like.
+func isOfGRPC(fullMethod string) bool {
+	return strings.HasPrefix(fullMethod, "/grpc.")
 }
 
 // key is that of the call in onced; or why there is none.

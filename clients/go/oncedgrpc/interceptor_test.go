@@ -204,6 +204,19 @@ func TestAMethodThatStreamsTakesNoKey(t *testing.T) {
 	}
 }
 
+func TestWhoWatchesHealthMayShowAKey(t *testing.T) {
+	h := open(t, server.Address, empty)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "idempotency-key", "a"), hangs)
+	defer cancel()
+	stream, err := h.health.Watch(ctx, &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if health, err := stream.Recv(); err != nil || health.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", health, err)
+	}
+}
+
 func TestAKeyBelongsToItsScope(t *testing.T) {
 	h := open(t, server.Address, empty, oncedgrpc.Scope(func(_ context.Context, request any) string {
 		return request.(*oncedv1.ListRequest).GetNamespace()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -11,10 +12,13 @@ from test_retry import Failed, refused
 from test_transport import Network
 
 from onced.access import Access
+from onced.aio import AsyncClaim
 from onced.claim import Held
 from onced.clock import LargerElapsed, system_clock
 from onced.core import head
-from onced.errors import ClaimLostError
+from onced.errors import ClaimLostError, SetupError
+from onced.process import Home
+from onced.sync import Claim
 from onced.transport import Transport, blocking
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1 import record_pb2 as records
@@ -137,6 +141,24 @@ def test_checkpoints_count_on_from_the_one_that_was_handed_over() -> None:
     blocking(claim.save(b"most", 30.0))
     assert [(point.sequence, point.data) for point in saved] == [(8, b"more"), (9, b"most")]
     assert claim.left() == 10.0
+
+
+def test_a_forked_process_saves_no_checkpoint() -> None:
+    """It is stopped before the lock that another thread may have had at the fork."""
+    home = Home()
+    home._process = -1
+    network = Holders(renewed(10))
+    ours = held(network)
+
+    async def save() -> None:
+        await AsyncClaim(ours, 30.0, home).save_checkpoint(b"x")
+
+    with pytest.raises(SetupError, match="forked"):
+        Claim(ours, 30.0, home).save_checkpoint(b"x")
+    with pytest.raises(SetupError, match="forked"):
+        asyncio.run(save())
+    assert ours._sequence == 7
+    assert not network.asked
 
 
 def test_reasons_are_cut_between_characters() -> None:

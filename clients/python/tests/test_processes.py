@@ -134,16 +134,19 @@ def test_a_client_that_was_used_says_so_after_a_fork(server: str, key: str, kind
 
 
 FORKED_BY_WORK = """
-import os, sys
+import os, signal, sys
 import onced
 
 client = onced.Client(sys.argv[1])
 
 def work(claim):
+    claim._held._mutex.acquire()  # As the keeper may have it at the fork.
     child = os.fork()
     if child:
+        claim._held._mutex.release()
         assert os.waitpid(child, 0)[1] == 0
         return "done by the parent"
+    signal.alarm(20)  # It is not to outlive the test if it hangs.
     try:
         claim.save_checkpoint(b"x")
     except onced.SetupError:
@@ -154,7 +157,7 @@ def work(claim):
 
 try:
     with client:
-        print(client.once(sys.argv[2], lock_ttl=2).run(work).value, flush=True)
+        print(client.once(sys.argv[2], lock_ttl=120).run(work).value, flush=True)
 except onced.SetupError as error:
     print("refused:", error, flush=True)
 """

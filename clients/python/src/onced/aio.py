@@ -43,8 +43,11 @@ _current: ContextVar[AsyncClaim] = ContextVar("onced.AsyncClaim")
 class AsyncClaim(BaseClaim):
     """The right to run the work of a key, as the work gets it."""
 
-    def __init__(self, held: Held | None, total: float, on_lost: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, held: Held | None, total: float, home: Home, on_lost: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(held)
+        self._home = home
         self._total = total
         self._told = asyncio.Event()
         self._on_lost = on_lost
@@ -75,6 +78,7 @@ class AsyncClaim(BaseClaim):
         Raises `ClaimLostError`: stop the work; or `CallError`: it is not saved, and the work may go on.
         """
         if self._held:
+            self._home.check()  # Before anything is locked: what was locked at a fork stays so.
             await self._held.save(data, self._total)
 
 
@@ -293,7 +297,8 @@ class AsyncOnce(Generic[T]):
     async def _work(self, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
-        claim = AsyncClaim(held, self._core.timeout, task.cancel if self._cancel_on_lost else lambda: None)
+        on_lost = task.cancel if self._cancel_on_lost else lambda: None
+        claim = AsyncClaim(held, self._core.timeout, self._client._life.home, on_lost)
         _current.set(claim)
         return await _carry_out(work, claim)
 
@@ -310,7 +315,7 @@ class AsyncOnce(Generic[T]):
 
     async def _unprotected(self, plan: Plan, work: Callable[[AsyncClaim], Awaitable[T]]) -> Done[T]:
         self._client._unprotected += 1
-        claim = AsyncClaim(None, 0.0)
+        claim = AsyncClaim(None, 0.0, self._client._life.home)
         token = _current.set(claim)
         try:
             ended: Ended[T] = Ended(value=await _carry_out(work, claim))
