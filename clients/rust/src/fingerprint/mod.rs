@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 #[cfg(feature = "json")]
 use canonical::Json;
+use order::Formless;
 
 /// What serde_json calls a number that it has as text, when it passes one on: all of them, where anything in the program
 /// has its feature `arbitrary_precision` on.
@@ -68,6 +69,11 @@ pub enum Unfit {
         "the maps of {0} are HashMaps, which have no order: generate the message with prost-build's btree_map"
     )]
     MapsUnordered(String),
+    /// A map's value is an enum of proto2, and prost does not write, or tell, what it begins with.
+    #[error(
+        "a map of {0} has an entry with the first value of its enum, which prost does not write, and which is no number from 0 to 127: take the fingerprint of something else, such as its fields as JSON"
+    )]
+    MapValueUnknown(String),
 }
 
 /// The fingerprint of bytes.
@@ -114,16 +120,26 @@ pub fn fields_of_text(text: impl AsRef<[u8]>, pointers: &[&str]) -> Result<Bytes
 }
 
 /// The fingerprint of a protobuf message, with its full name, which comes from prost-build's `enable_type_names`.
-/// Its maps must be sorted ones, from `btree_map`. Unknown fields are not in it: prost drops them when it decodes. (Groups
-/// of proto2 are as prost writes them.)
+/// Its maps must be sorted ones, from `btree_map`. Unknown fields are not in it: prost drops them when it decodes.
+///
+/// What prost does not write cannot be in it: -0.0 is 0 as the value of a map, and in a field that is neither `optional`
+/// nor repeated nor in a oneof. In other languages it is not. (Groups of proto2 are as prost writes them, and so is a map's
+/// value whose required fields are all 0: as nothing.)
 ///
 /// # Errors
-/// If a map with two entries or more is not a sorted one.
+/// If a map with two entries or more is not a sorted one, or nothing shows what the values are that prost does not
+/// write: see [`Unfit`].
 pub fn protobuf<M: Message + Name + Default>(message: &M) -> Result<Bytes, Unfit> {
+    Ok(digest([M::full_name().as_bytes(), &[0], &encoded(message)?]))
+}
+
+/// The encoding of a message that is the same in all languages.
+fn encoded<M: Message + Name + Default>(message: &M) -> Result<Vec<u8>, Unfit> {
     let again = |bytes: &[u8]| M::decode(bytes).ok().map(|message| message.encode_to_vec());
-    let ordered = order::by_number(&message.encode_to_vec(), again);
-    let ordered = ordered.map_err(|order::Unordered| Unfit::MapsUnordered(M::full_name()))?;
-    Ok(digest([M::full_name().as_bytes(), &[0], &ordered]))
+    order::by_number(&message.encode_to_vec(), again).map_err(|formless| match formless {
+        Formless::Unordered => Unfit::MapsUnordered(M::full_name()),
+        Formless::Valueless => Unfit::MapValueUnknown(M::full_name()),
+    })
 }
 
 /// The SHA-256 of these parts, one after the other.

@@ -8,7 +8,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 
 use super::canonical::Json;
-use super::{Unfit, bytes, fields, fields_of_text, json, json_of_text, protobuf};
+use super::{Unfit, bytes, encoded, fields, fields_of_text, json, json_of_text, protobuf};
 use crate::v1;
 
 /// All entries of one kind.
@@ -158,7 +158,7 @@ fn message<M: Message + Name + Default>(pool: &DescriptorPool, entry: &Value) ->
 
 fn check<M: Message + Name + Default>(pool: &DescriptorPool, entry: &Value) {
     let message = message::<M>(pool, entry);
-    assert_eq!(message.encode_to_vec(), data(entry, "encoded"), "{entry}");
+    assert_eq!(encoded(&message).unwrap(), data(entry, "encoded"), "{entry}");
     assert_eq!(hex(&protobuf(&message).unwrap()), text(entry, "digest"), "{entry}");
 }
 
