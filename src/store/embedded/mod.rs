@@ -2,8 +2,8 @@
 //! database, the tree, but for the newest writes: those are in a log, and in memory.
 //!
 //! Writes go through one thread, which commits whatever was asked for while the last commit ran, and answers
-//! once that is durable: appended to the log, and synced. Another thread moves it to the tree, many writes in
-//! one transaction. A commit of the tree itself would write and sync a page of 4 KiB for nearly every record.
+//! once that is durable: appended to the log, and synced. Another thread moves it to the tree, in
+//! transactions of many writes. A commit of the tree itself would write and sync a page of 4 KiB for nearly every record.
 //! Reads look into memory first, then take a snapshot of the tree. Time is the clock of this process alone.
 
 mod alarms;
