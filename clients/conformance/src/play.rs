@@ -15,7 +15,7 @@ use crate::expect::{Vars, check, fill, fill_text, short};
 use crate::fingerprints::Vectors;
 use crate::proxy::Proxy;
 use crate::scenario::{At, Scenario, Seen, Setup, Step};
-use crate::server::{House, Server};
+use crate::server::{House, SESSIONS, Server, WAITING};
 use crate::{HANGS, POLL};
 
 /// How often something is looked at that comes to be as expected, or hangs.
@@ -170,7 +170,10 @@ impl Stage<'_> {
             | Step::Release { .. }
             | Step::Resolve { .. }
             | Step::Delete { .. } => self.direct(step).await,
-            Step::Waiting { server, calls } => self.waiting(server, *calls).await,
+            Step::Waiting { server, calls } => self.metric(server, WAITING, |count| count == *calls).await,
+            Step::Sessions { server, at_least } => {
+                self.metric(server, SESSIONS, |count| count >= *at_least).await
+            }
             Step::Stop { server, by } => self.server(server)?.stop(*by).await,
             Step::Start { server, setup } => self.restart(server, setup.as_ref()).await,
             Step::Plan(plan) => {
@@ -259,16 +262,18 @@ impl Stage<'_> {
         }
     }
 
-    async fn waiting(&mut self, server: &str, calls: u64) -> Result<()> {
+    /// Waits until a server tells such a number.
+    async fn metric(&mut self, server: &str, name: &str, is_so: impl Fn(u64) -> bool) -> Result<()> {
         let server = self.server(server)?;
-        let until = async {
-            while server.waiting().await? != calls {
-                tokio::time::sleep(POLL).await;
+        let mut last = 0;
+        for _ in 0..LOOKS {
+            last = server.metric(name).await?;
+            if is_so(last) {
+                return Ok(());
             }
-            Ok(())
-        };
-        let waited = tokio::time::timeout(HANGS, until).await;
-        waited.unwrap_or_else(|_| bail!("there are never {calls} calls that wait"))
+            tokio::time::sleep(POLL).await;
+        }
+        bail!("{name} never comes to that, it is {last}")
     }
 
     async fn seen(&mut self, seen: &Seen) -> Result<()> {

@@ -61,6 +61,32 @@ pub struct Setup {
     pub tokens: Vec<String>,
 }
 
+/// The steps as they are taken: those of a `repeat` one time after the other, each with its number for `${i}`.
+fn unrolled(steps: Vec<Value>) -> Result<Vec<Value>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Repeat {
+        #[serde(rename = "do")]
+        _name: String,
+        times: u32,
+        steps: Vec<Value>,
+    }
+    let mut taken = Vec::new();
+    for step in steps {
+        if step["do"] != "repeat" {
+            taken.push(step);
+            continue;
+        }
+        let repeat: Repeat = serde_json::from_value(step).context("a repeat")?;
+        let round = serde_json::to_string(&repeat.steps)?;
+        for i in 0..repeat.times {
+            let round: Vec<Value> = serde_json::from_str(&round.replace("${i}", &i.to_string()))?;
+            taken.extend(round);
+        }
+    }
+    Ok(taken)
+}
+
 /// Tells a field that is `null` from one that is not there.
 fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(from).map(Some)
@@ -191,6 +217,12 @@ pub enum Step {
         #[serde(default = "server_s")]
         server: String,
         calls: u64,
+    },
+    /// Waits until so many sessions, or more, are open at a server.
+    Sessions {
+        #[serde(default = "server_s")]
+        server: String,
+        at_least: u64,
     },
     Stop {
         #[serde(default = "server_s")]
@@ -427,10 +459,14 @@ fn once() -> Option<u64> {
 impl Scenario {
     /// Reads one from its text.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        let mut scenario: Self = serde_json::from_str(text)?;
+        let mut whole: Value = serde_json::from_str(text)?;
+        if let Some(steps) = whole["steps"].as_array_mut() {
+            *steps = unrolled(std::mem::take(steps))?;
+        }
+        let texts = whole["steps"].as_array().into_iter().flatten().map(Value::to_string).collect();
+        let mut scenario: Self = serde_json::from_value(whole)?;
         name.clone_into(&mut scenario.name);
-        let raw: Value = serde_json::from_str(text)?;
-        scenario.texts = raw["steps"].as_array().into_iter().flatten().map(Value::to_string).collect();
+        scenario.texts = texts;
         for (proxy, server) in &scenario.proxies {
             if !scenario.servers.contains_key(server) {
                 bail!("the proxy {proxy} stands in front of {server}, which is no server of it");

@@ -15,6 +15,10 @@ use crate::scenario::{By, Setup};
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How many calls wait, and how many sessions are open, among the metrics.
+pub const WAITING: &str = r#"onced_limit_used{limit="max_waiting_calls"}"#;
+pub const SESSIONS: &str = "onced_sessions_open";
+
 /// What all servers of a run have in common.
 pub struct House {
     pub binary: PathBuf,
@@ -144,11 +148,10 @@ impl Server {
         &self.setup
     }
 
-    /// How many calls wait in it. It tells nothing of them before the first one.
-    pub async fn waiting(&self) -> Result<u64> {
-        const WAITING: &str = r#"onced_limit_used{limit="max_waiting_calls"} "#;
+    /// A number of its metrics. It tells nothing of calls before the first one.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
         let metrics = http_get(&self.admin, "/metrics").await?;
-        let count = metrics.lines().find_map(|line| line.strip_prefix(WAITING));
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(count.unwrap_or("0").trim().parse()?)
     }
 
