@@ -126,8 +126,9 @@ impl Driver {
         let clock = self.session.clock.clone();
         let mut deadline = std::pin::pin!(reached(&clock, self.session.context.deadline));
         let mut expired = std::pin::pin!(reached(&clock, self.session.expires));
-        // Why no more calls are read, once none are.
+        // Why no more calls are taken, once none are.
         let mut closing: Option<Option<Failure>> = None;
+        let mut reading = true;
         while closing.is_none() || !calls.is_empty() {
             tokio::select! {
                 biased;
@@ -141,10 +142,14 @@ impl Driver {
                 () = &mut expired, if closing.is_none() => {
                     closing = Some(Some(Failure::Unproven(Unproven::Expired)));
                 }
-                read = self.read(), if closing.is_none() => match read {
-                    Ok(Some((message, turn))) => self.take(message, turn, &calls),
-                    Ok(None) => closing = Some(None),
-                    Err(failure) => closing = Some(Some(failure)),
+                // While it closes, too: who sends more is told at once, not when the last open call has ended.
+                read = self.read(), if reading => match (read, &closing) {
+                    (Ok(Some((message, turn))), Some(Some(why))) => self.refuse(message, turn, why.clone()),
+                    (Ok(Some((message, turn))), _) => self.take(message, turn, &calls),
+                    (ended, _) => {
+                        reading = false;
+                        closing.get_or_insert(ended.err());
+                    }
                 },
             }
         }
@@ -177,13 +182,7 @@ impl Driver {
             Some(Sent::Renew(request)) => request.into(),
             Some(Sent::Release(request)) => request.into(),
             Some(Sent::Lookup(request)) => request.into(),
-            Some(Sent::Cancel(v1::CancelCall {})) => {
-                // A call that is not open has been answered: the cancel came too late, and has no answer.
-                if let Some(call) = self.open.get(&id) {
-                    call.abort();
-                }
-                return;
-            }
+            Some(Sent::Cancel(v1::CancelCall {})) => return self.cancel(id),
             None => {
                 let limit = "must be a call that this server knows";
                 let failure = Failure::invalid(ErrorReason::CallRequired, "call", limit, "none");
@@ -197,6 +196,21 @@ impl Driver {
                 calls.push(self.start(id, call, turn));
             }
             Err(failure) => self.answer(id, Err(failure), turn),
+        }
+    }
+
+    /// Opens no call any more; but those that are open can be cancelled.
+    fn refuse(&self, message: v1::SessionRequest, turn: Turn, why: Failure) {
+        match message.call {
+            Some(session_request::Call::Cancel(v1::CancelCall {})) => self.cancel(message.id),
+            Some(_) | None => self.answer(message.id, Err(why), turn),
+        }
+    }
+
+    /// A call that is not open has been answered: the cancel came too late, and has no answer.
+    fn cancel(&self, id: u64) {
+        if let Some(call) = self.open.get(&id) {
+            call.abort();
         }
     }
 

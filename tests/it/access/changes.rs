@@ -96,6 +96,10 @@ async fn a_session_and_a_watch_end_when_their_token_expires_and_calls_that_wait_
     streams.send(2, 6);
     let ended = tokio::time::timeout(HANGS, streams.watch.message()).await.expect("the watch goes on");
     assert_eq!(reason(&ended.unwrap_err()), "CREDENTIALS_EXPIRED");
+    // Told at once, while the other one waits on.
+    streams.send(3, 0);
+    let late = streams.answer().await.unwrap();
+    assert_eq!((late.id, refused(late)), (3, "CREDENTIALS_EXPIRED".to_owned()));
     let open = streams.answer().await.unwrap();
     assert_eq!((open.id, refused(open)), (2, "CREDENTIALS_EXPIRED".to_owned()));
     let ended = streams.answer().await.unwrap_err();
