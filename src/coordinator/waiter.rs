@@ -22,6 +22,20 @@ impl Wish {
     pub(super) fn begin(begin: Begin) -> Self {
         Wish::Begin(Arc::new(Command::Begin(begin)))
     }
+
+    /// What a completed record answers, whoever else there is: nothing comes after that. Of any other record nothing.
+    pub(super) fn replay(&self, loaded: &Loaded, now: Timestamp) -> Option<Answer> {
+        let view @ View::Completed { .. } = View::of(&loaded.record, loaded.lock, now) else { return None };
+        match self {
+            Wish::Begin(begin) => match decide(begin, Some(loaded.seen()), now) {
+                Decision::Unchanged => Some(Answer::Standing(view)),
+                Decision::Refuse(refusal) => Some(Answer::Refused(refusal, Some(view))),
+                Decision::Write(_) | Decision::Wait => None,
+            },
+            Wish::Lookup => Some(Answer::Standing(view)),
+            Wish::Watch => None,
+        }
+    }
 }
 
 /// Who asks for the key.

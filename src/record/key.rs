@@ -32,7 +32,11 @@ pub struct Key(Box<str>);
 impl Key {
     /// Checks a key; `None` if it is empty or too long.
     pub fn new(key: &str) -> Option<Self> {
-        (1..=KEY_MAX_BYTES).contains(&key.len()).then(|| Self(key.into()))
+        Self::fits(key).then(|| Self(key.into()))
+    }
+
+    fn fits(key: &str) -> bool {
+        (1..=KEY_MAX_BYTES).contains(&key.len())
     }
 
     /// The key.
@@ -52,13 +56,33 @@ pub struct RecordKey {
 
 impl RecordKey {
     /// A short hash of the name, for logs: keys themselves are never logged.
-    pub fn short_hash(&self) -> String {
+    pub fn short_hash(&self) -> ShortHash {
+        ShortHash::new(&self.namespace, self.key.as_str())
+    }
+}
+
+/// A hash of the name of a record, written as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortHash(u64);
+
+impl ShortHash {
+    /// That of a key, checked as [`Key::new`] does.
+    pub fn of(namespace: &Namespace, key: &str) -> Option<Self> {
+        Key::fits(key).then(|| Self::new(namespace, key))
+    }
+
+    fn new(namespace: &Namespace, key: &str) -> Self {
         // FNV-1a: stable over builds and machines, so that logs of several servers can be joined.
-        let bytes = self.namespace.0.bytes().chain([0]).chain(self.key.0.bytes());
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        let bytes = namespace.0.bytes().chain([0]).chain(key.bytes());
+        Self(bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        format!("{hash:016x}")
+        }))
+    }
+}
+
+impl fmt::Display for ShortHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 

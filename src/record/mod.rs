@@ -14,7 +14,7 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub mod world;
 
-pub use key::{Key, Namespace, RecordKey};
+pub use key::{Key, Namespace, RecordKey, ShortHash};
 pub use state::{
     Checkpoint, DoubtCause, FencingToken, Fingerprint, Lifetime, OnLapse, Outcome, OutcomeResult, Record,
     RequestId, State, Timestamp,

@@ -124,6 +124,8 @@ impl Driver {
         let client = self.finished.clone();
         let connection = self.session.closing.clone();
         let clock = self.session.clock.clone();
+        let mut gone = std::pin::pin!(client.closed());
+        let mut cancelled = std::pin::pin!(connection.cancelled());
         let mut deadline = std::pin::pin!(reached(&clock, self.session.context.deadline));
         let mut expired = std::pin::pin!(reached(&clock, self.session.expires));
         // Why no more calls are taken, once none are.
@@ -132,12 +134,12 @@ impl Driver {
         while closing.is_none() || !calls.is_empty() {
             tokio::select! {
                 biased;
-                () = client.closed() => return,
+                () = &mut gone => return,
                 Some((id, result, turn)) = calls.next() => {
                     self.open.remove(&id);
                     self.answer(id, result.unwrap_or(Err(Failure::Cancelled)), turn);
                 }
-                () = connection.cancelled(), if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
+                () = &mut cancelled, if closing.is_none() => closing = Some(Some(Failure::DRAINING)),
                 () = &mut deadline, if closing.is_none() => closing = Some(Some(Failure::DeadlineExceeded)),
                 () = &mut expired, if closing.is_none() => {
                     closing = Some(Some(Failure::Unproven(Unproven::Expired)));

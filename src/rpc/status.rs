@@ -191,9 +191,11 @@ impl Failure {
             Failure::Coordinator(Error::Store(error)) => match error {
                 StoreError::NotApplied(_) | StoreError::Full(_) => vec![("write", "not applied".to_owned())],
                 StoreError::OutcomeUnknown(_) => vec![("write", "unknown".to_owned())],
-                StoreError::Corrupt { .. } => {
-                    error.corrupt_key().map(|key| ("key_hash", key.short_hash())).into_iter().collect()
-                }
+                StoreError::Corrupt { .. } => error
+                    .corrupt_key()
+                    .map(|key| ("key_hash", key.short_hash().to_string()))
+                    .into_iter()
+                    .collect(),
             },
             Failure::Overloaded(limit) => {
                 vec![("limit", limit.name().to_owned()), ("size", limit.size().to_string())]

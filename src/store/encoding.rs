@@ -134,11 +134,13 @@ fn encode_outcome(outcome: &Outcome) -> StoredOutcome {
 
 /// Reads the stored form of a record that was written at `revision`.
 pub(super) fn decode(bytes: &[u8], revision: Revision) -> Result<Decoded, StoreError> {
-    // A newer form may not even parse as ours, so its version is looked at first.
-    let format = StoredFormat::decode(bytes).map_err(|_| corrupt("it is not a record of onced"))?.format;
-    check_format(format).map_err(StoreError::corrupt)?;
-    let stored =
-        StoredRecord::decode(bytes).map_err(|error| corrupt(&format!("it does not parse: {error}")))?;
+    let stored = StoredRecord::decode(bytes).map_err(|error| {
+        // A newer form may not even parse as ours, so its version is looked at first.
+        let format = StoredFormat::decode(bytes).map_err(|_| "it is not a record of onced".to_owned());
+        let why = format.and_then(|stored| check_format(stored.format)).err();
+        corrupt(&why.unwrap_or_else(|| format!("it does not parse: {error}")))
+    })?;
+    check_format(stored.format).map_err(StoreError::corrupt)?;
     let placement = Placement { lock_lease: stored.lock_lease, keep_until_ms: stored.keep_until_ms };
     let record = decode_record(stored)?.written_at(revision.0);
     Ok(Decoded { record, placement })

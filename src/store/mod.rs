@@ -1,4 +1,4 @@
-//! The store contract: four operations on single records, and what they promise.
+//! The store contract: four operations on single records, a shortcut of one, and what they promise.
 //!
 //! - The check of a swap and its write are one atomic step. Losing it is `Ok(Conflict)`, never an error.
 //! - Whether a lock has lapsed is the store's word alone; no server's clock takes part. A lapse is for ever,
@@ -39,6 +39,11 @@ pub trait RecordStore: Send + Sync + 'static {
     /// # Errors
     /// `NotApplied` if the store does not answer, `Corrupt` if what is there cannot be read.
     async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError>;
+
+    /// What a `load` called now would bring, where the store can tell at once, from memory; `None` where it cannot.
+    fn recall(&self, _key: &RecordKey) -> Option<Loaded> {
+        None
+    }
 
     /// Replaces a record if it is as `expected`; with no `next`, removes it.
     ///

@@ -82,7 +82,8 @@ declare! {
     /// Begin resumed them)
     UNRECEIVED_CLAIMS = "onced_unreceived_claims_total", Counter ["end"];
     /// Outcomes that Begins and Lookups were answered with, by where they came from: store (read for this caller), or
-    /// memory (known here: a Complete passed through this server, or others had read it)
+    /// memory (known here: a Complete passed through this server, others had read it, or the embedded store has it in
+    /// memory)
     REPLAYS = "onced_replays_total", Counter ["source"];
     /// Claims that this server wrote last and saw no end of, 16384 at most; one that lapsed unseen is among them
     CLAIMS_OPEN = "onced_claims_open", Gauge [];

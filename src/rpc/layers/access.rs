@@ -47,8 +47,7 @@ fn action_of(request: &Request) -> Action {
 
 impl<S> tower::Service<Call> for Access<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;
@@ -64,7 +63,7 @@ where
             return Box::pin(async { Err(failure) });
         }
         if !call.request.asks_to_wait() {
-            return Box::pin(self.inner.call(call));
+            return self.inner.call(call);
         }
         // It may be otherwise once it has waited. A claim that came of that is then given back, as it is dropped.
         let (rules, caller, namespace) =

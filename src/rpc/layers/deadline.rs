@@ -17,8 +17,7 @@ pub struct Deadline<S> {
 
 impl<S> tower::Service<Call> for Deadline<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;
@@ -29,7 +28,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let Some(deadline) = call.context.deadline else { return Box::pin(self.inner.call(call)) };
+        let Some(deadline) = call.context.deadline else { return self.inner.call(call) };
         let left = deadline.since(self.clock.now());
         if left.is_zero() {
             return Box::pin(async { Err(Failure::DeadlineExceeded) });

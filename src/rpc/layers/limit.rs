@@ -112,8 +112,7 @@ pub struct Limit<S> {
 
 impl<S> tower::Service<Call> for Limit<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;
@@ -127,7 +126,7 @@ where
         match self.limits.places(&call) {
             Ok(places) => {
                 call.places = places;
-                Box::pin(self.inner.call(call))
+                self.inner.call(call)
             }
             Err(failure) => Box::pin(async { Err(failure) }),
         }

@@ -53,8 +53,7 @@ pub struct Measure<S> {
 
 impl<S> tower::Service<Call> for Measure<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;

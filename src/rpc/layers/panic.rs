@@ -24,8 +24,7 @@ pub struct Panic<S> {
 // semaphores) is made for being left at any point: a call may be dropped anywhere as well.
 impl<S> tower::Service<Call> for Panic<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;

@@ -23,8 +23,7 @@ pub struct Quota<S> {
 
 impl<S> tower::Service<Call> for Quota<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure> + Clone + Send + 'static,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering> + Clone + Send + 'static,
 {
     type Response = Answer;
     type Error = Failure;
@@ -36,7 +35,7 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let (namespace, _) = call.request.name();
-        let Some(on) = self.quotas.of(namespace) else { return Box::pin(self.inner.call(call)) };
+        let Some(on) = self.quotas.of(namespace) else { return self.inner.call(call) };
         let layer = self.clone();
         Box::pin(async move {
             match &call.request {
@@ -55,8 +54,7 @@ where
 
 impl<S> Quota<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure> + Send,
-    S::Future: Send,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering> + Send,
 {
     async fn pass(mut self, call: Call) -> Result<Answer, Failure> {
         self.inner.call(call).await

@@ -16,7 +16,7 @@ use super::measure::count_watch;
 use crate::access::{Caller, Unproven};
 use crate::clock::Clock;
 use crate::coordinator::Error;
-use crate::record::{Key, Namespace, RecordKey};
+use crate::record::{Namespace, ShortHash};
 use crate::rpc::call::{Answer, Call, Context, Request, Rpc};
 use crate::rpc::failure::{Denied, Failure};
 use crate::rpc::status;
@@ -37,8 +37,7 @@ pub struct Trace<S> {
 
 impl<S> tower::Service<Call> for Trace<S>
 where
-    S: tower::Service<Call, Response = Answer, Error = Failure>,
-    S::Future: Send + 'static,
+    S: tower::Service<Call, Response = Answer, Error = Failure, Future = Answering>,
 {
     type Response = Answer;
     type Error = Failure;
@@ -180,11 +179,11 @@ impl Line {
     /// A record that cannot be read always gets its line: it says which one it is.
     fn store_failed(&self, error: &StoreError) {
         let (rpc, trace_id) = (self.rpc.name(), trace_id(self.context.trace));
-        let Subject { namespace, key } = &self.subject;
+        let (namespace, key) = (&self.subject.namespace, self.subject.key());
         let (caller, peer) = (self.caller(), self.context.peer.map(display));
         if let StoreError::Corrupt { .. } = error {
             // A List names no key.
-            let key = error.corrupt_key().map_or_else(|| key.clone(), RecordKey::short_hash);
+            let key = error.corrupt_key().map_or(key, |key| key.short_hash().to_string());
             tracing::warn!(rpc, namespace, key, caller, peer, trace_id, %error, "the store failed");
         } else if let Some(withheld) = self.journal.lines.store_failures.pass(self.journal.clock.now()) {
             let withheld = some(withheld);
@@ -212,7 +211,7 @@ impl Line {
                 tracing::$level!(
                     rpc = self.rpc.name(),
                     namespace = self.subject.namespace,
-                    key = self.subject.key,
+                    key = self.subject.key(),
                     fencing_token = self.settles.fencing_token,
                     to = self.settles.to,
                     caller = self.caller(),
@@ -255,9 +254,9 @@ impl Line {
         if let Some(reason) = reason {
             span.set("error.type", status::name(reason));
         }
-        if !self.subject.key.is_empty() {
+        if let Some(key) = self.subject.key {
             span.set("onced.namespace", self.subject.namespace.clone());
-            span.set("onced.key_hash", self.subject.key.clone());
+            span.set("onced.key_hash", key.to_string());
         }
         if let Some(caller) = &self.caller {
             span.set("onced.caller", caller.to_string());
@@ -288,11 +287,11 @@ impl Drop for Line {
     }
 }
 
-/// The namespace and the hash of the key. Empty unless both are valid: what is not may be anything.
+/// The namespace and the key. Nothing of what is not valid: it may be anything.
 #[derive(Default)]
 struct Subject {
     namespace: String,
-    key: String,
+    key: Option<ShortHash>,
 }
 
 impl Subject {
@@ -301,7 +300,11 @@ impl Subject {
             return Self::default();
         }
         let Some(namespace) = Namespace::new(namespace) else { return Self::default() };
-        let key = Key::new(key).map(|key| RecordKey { namespace: namespace.clone(), key }.short_hash());
-        Self { namespace: namespace.as_str().to_owned(), key: key.unwrap_or_default() }
+        Self { key: ShortHash::of(&namespace, key), namespace: namespace.as_str().to_owned() }
+    }
+
+    /// The key, as it is told.
+    fn key(&self) -> String {
+        self.key.map(|key| key.to_string()).unwrap_or_default()
     }
 }

@@ -58,6 +58,10 @@ use space::{FreeSpace, Space};
 use times::Times;
 use writer::Writer;
 
+/// The largest row that is recalled, in bytes: a larger one is read once for all who ask for it together, so that it is in
+/// memory once.
+const RECALLED_MAX_BYTES: usize = 16 << 10;
+
 /// A store in one directory. Dropping it finishes what was handed over, waits for that, and closes the files once
 /// no read is under way.
 pub struct EmbeddedStore {
@@ -245,7 +249,7 @@ impl Shared {
         match self.failure.borrow().as_ref() {
             // A write that failed may show or not; nothing is told that may be taken back.
             Some(reason) => Err(StoreError::NotApplied(reason.clone())),
-            None => self.data.load_recent(key).transpose(),
+            None => self.data.load_recent(key, usize::MAX).transpose(),
         }
     }
 
@@ -269,6 +273,14 @@ impl RecordStore for EmbeddedStore {
         }
         let key = key.clone();
         self.read(move |shared| shared.data.load(&key)).await
+    }
+
+    fn recall(&self, key: &RecordKey) -> Option<Loaded> {
+        if self.shared.failure.borrow().is_some() {
+            return None;
+        }
+        // An error is told by the load that follows.
+        self.shared.data.load_recent(key, RECALLED_MAX_BYTES)?.ok()?
     }
 
     async fn swap(

@@ -44,11 +44,19 @@ pub(super) enum Found {
 }
 
 impl Data {
-    /// Reads a record if it was written or read lately: from memory alone.
-    pub(super) fn load_recent(&self, key: &RecordKey) -> Option<Result<Option<Loaded>, StoreError>> {
+    /// Reads a record if it was written or read lately, and takes up no more than `max_bytes`: from memory alone.
+    pub(super) fn load_recent(
+        &self,
+        key: &RecordKey,
+        max_bytes: usize,
+    ) -> Option<Result<Option<Loaded>, StoreError>> {
         let row = layout::record_row(key);
         loop {
-            match self.recent.get(&row)?.map(|value| self.read(&value)).transpose() {
+            let value = self.recent.get(&row)?;
+            if value.as_ref().is_some_and(|value| value.len() > max_bytes) {
+                return None;
+            }
+            match value.map(|value| self.read(&value)).transpose() {
                 Err(error) => return Some(Err(error)),
                 Ok(None | Some(Found::Expired)) => return Some(Ok(None)),
                 Ok(Some(Found::Record(loaded))) => return Some(Ok(Some(loaded))),
@@ -135,11 +143,16 @@ impl Data {
     /// Reads the row of a record.
     pub(super) fn read(&self, value: &[u8]) -> Result<Found, StoreError> {
         let row = Row::parse(value)?;
-        // First, as the sweep has it: what cannot be read expires, too, if that can be.
-        if self.times.is_expired(encoding::decode_keep_until_ms(row.stored)?) {
+        let Decoded { record, placement } = match encoding::decode(row.stored, row.revision) {
+            // As the sweep has it: what cannot be read expires, too, if that can be.
+            Err(_) if self.times.is_expired(encoding::decode_keep_until_ms(row.stored)?) => {
+                return Ok(Found::Expired);
+            }
+            decoded => decoded?,
+        };
+        if self.times.is_expired(placement.keep_until_ms) {
             return Ok(Found::Expired);
         }
-        let record = encoding::decode(row.stored, row.revision)?.record;
         Ok(match self.times.lock(&record, row.revision) {
             Some(lock) => Found::Record(Loaded { record: Arc::new(record), revision: row.revision, lock }),
             None => Found::Replaced,

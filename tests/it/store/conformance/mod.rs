@@ -23,6 +23,7 @@ macro_rules! conformance {
             swaps: the_token_of_a_claim_is_its_revision_and_stays;
             swaps: a_stale_revision_loses;
             swaps: a_conflict_brings_what_is_there;
+            swaps: what_is_recalled_is_what_a_load_would_bring;
             swaps: delete_with_a_stale_revision_loses;
             swaps: tokens_grow_over_delete_and_rebirth;
             swaps: one_of_fifty_takeovers_wins;

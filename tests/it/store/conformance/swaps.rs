@@ -88,6 +88,27 @@ pub async fn a_conflict_brings_what_is_there(fixture: &impl Fixture) {
     assert_eq!(lost, Ok(Swapped::Conflict(Some(as_written(&outcome, revision)))));
 }
 
+/// What a store tells at once is the latest, or nothing.
+pub async fn what_is_recalled_is_what_a_load_would_bring(fixture: &impl Fixture) {
+    let (store, key) = (fixture.store().await, key("k"));
+    let there = async || {
+        let loaded = store.load(&key).await.unwrap();
+        let recalled = store.recall(&key);
+        assert!(recalled.is_none() || recalled == loaded, "{recalled:?} instead of {loaded:?}");
+    };
+    there().await;
+    let claimed = create(&store, &key, &claim("first")).await;
+    there().await;
+    let done = write(&store, &key, Expected::At(claimed), Some(&completed("first", "done"))).await;
+    there().await;
+    write(&store, &key, Expected::At(done), None).await;
+    there().await;
+    create(&store, &key, &completed("again", "done")).await;
+    there().await;
+    fixture.expire(&key).await;
+    assert_eq!(store.recall(&key), None);
+}
+
 pub async fn delete_with_a_stale_revision_loses(fixture: &impl Fixture) {
     let (store, key) = (fixture.store().await, key("k"));
     let first = create(&store, &key, &claim("first")).await;

@@ -30,7 +30,7 @@ async fn a_record_that_cannot_be_read_is_named_by_its_hash_to_the_caller_and_in_
         let info = info(&rpc_status(&status));
         assert_eq!(
             (info.reason.as_str(), &info.metadata["key_hash"]),
-            ("RECORD_CORRUPT", &damaged.short_hash())
+            ("RECORD_CORRUPT", &damaged.short_hash().to_string())
         );
         let told = format!("rpc=\"{rpc}\" namespace=\"suite\" key=\"{}\"", damaged.short_hash());
         assert_eq!(log.lines_with(&["WARN", &told]).len(), 1, "{:?}", log.lines_with(&[]));
