@@ -359,6 +359,10 @@ func TestAValueThatCannotBeStoredIsInDoubt(t *testing.T) {
 			_, err := onced.Run(bounded(t), client, key, returns(func() {}))
 			return err
 		},
+		"no text": func(key string) error {
+			_, err := onced.Run(bounded(t), client, key, fails(onced.Final(codes.NotFound, "\xff")))
+			return err
+		},
 		"too large": func(key string) error {
 			_, err := onced.Run(bounded(t), client, key, returns(make([]byte, 4096)), onced.Using(onced.Bytes))
 			return err
