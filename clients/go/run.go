@@ -232,7 +232,7 @@ func (r *run) complete(ctx context.Context, claim *Claim, outcome *oncedv1.Outco
 		Namespace: claim.namespace, Key: claim.key, FencingToken: claim.FencingToken(), Outcome: outcome,
 	}
 	// Work that is done is worth trying for as long as the lock would have lived.
-	patience := patience{total: max(r.client.timeout, claim.ttl), attempt: attemptTime}
+	patience := patience{total: max(r.client.timeout, claim.ttl), attempt: attemptTime, grace: sessionGrace}
 	stored, err := call(ctx, r.client.transport, holding, patience, request, oncedv1.IdempotencyServiceClient.Complete)
 	if err == nil && stored.message.GetCompleted() == nil {
 		err = unknownAnswer("Complete")
