@@ -87,6 +87,12 @@ func ClaimFrom(ctx context.Context) *Claim {
 	return claim
 }
 
+// Namespace is that of the key.
+func (c *Claim) Namespace() string { return c.namespace }
+
+// Key is what the run was begun with: behind a middleware with a scope the key as onced has it, of which the scope is a part.
+func (c *Claim) Key() string { return c.key }
+
 // FencingToken is strictly larger than that of every earlier claim of the key. Give it to what the work changes, so that it
 // can refuse a stale holder. 0 if the run failed open.
 func (c *Claim) FencingToken() uint64 { return c.granted.GetFencingToken() }

@@ -61,7 +61,7 @@ func TestARenewalCountsFromWhenItWasSentAndNeverShortensTheLock(t *testing.T) {
 			return &oncedv1.RenewResponse{LockExpiresIn: durationpb.New(step.expires * time.Second)}, nil
 		}
 		clock.set(step.sent * time.Second)
-		if err := claim.renew(t.Context(), patience{hangs, hangs}, nil); err != nil {
+		if err := claim.renew(t.Context(), patience{total: hangs, attempt: hangs}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if claim.ends != step.ends*time.Second {

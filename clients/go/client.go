@@ -48,7 +48,7 @@ func New(servers string, options ...Option) (*Client, error) {
 		return nil, setUpErrorf("calls cannot be tried for %v: say more by WithTimeout", s.timeout)
 	}
 	s.timeout = min(s.timeout, longestTime)
-	transport, err := newTransport(splitServers(servers), &s.access, s.clock, s.log)
+	transport, err := newTransport(splitServers(servers), &s)
 	if err != nil {
 		return nil, err
 	}
@@ -140,5 +140,5 @@ func (c *Client) endIfIdle() {
 
 // patience is that of a call which asks for a wait.
 func (c *Client) patience(wait time.Duration) patience {
-	return patience{total: wait + c.timeout, attempt: wait + attemptTime}
+	return patience{total: wait + c.timeout, attempt: wait + attemptTime, grace: sessionGrace}
 }

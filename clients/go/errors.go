@@ -68,13 +68,17 @@ func (r *Refusal) mayHaveBeenDone() bool {
 	if r.Reason != "" {
 		return r.Metadata["write"] == "unknown"
 	}
-	// Nothing was sent where no connection was made.
+	return !r.isNotConnected() // Nothing was sent then.
+}
+
+// isNotConnected is true if no connection was made.
+func (r *Refusal) isNotConnected() bool {
 	for _, text := range []string{notDialled, "handshake failed", "error reading server preface"} {
 		if strings.Contains(r.Message, text) {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // isUnknownHost is true if nobody knows the name of the host.

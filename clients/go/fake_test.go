@@ -30,6 +30,7 @@ type fake struct {
 	complete func(context.Context, *oncedv1.CompleteRequest) (*oncedv1.CompleteResponse, error)
 	renew    func(context.Context, *oncedv1.RenewRequest) (*oncedv1.RenewResponse, error)
 	release  func(context.Context, *oncedv1.ReleaseRequest) (*oncedv1.ReleaseResponse, error)
+	session  func(sessionServer) error
 
 	mu   sync.Mutex
 	seen map[string][]any
@@ -117,6 +118,40 @@ func (f *fake) Release(ctx context.Context, request *oncedv1.ReleaseRequest) (*o
 		return &oncedv1.ReleaseResponse{}, nil
 	}
 	return f.release(ctx, request)
+}
+
+type sessionServer = grpc.BidiStreamingServer[oncedv1.SessionRequest, oncedv1.SessionResponse]
+
+func (f *fake) Session(stream sessionServer) error {
+	if f.session == nil {
+		return f.UnimplementedIdempotencyServiceServer.Session(stream)
+	}
+	return f.session(stream)
+}
+
+// carries is a session that opens, notes its calls, and sends what answer says, until it returns an error or no more calls
+// come. That is noted as "the end".
+func (f *fake) carries(answer func(*oncedv1.SessionRequest) ([]*oncedv1.SessionResponse, error)) func(sessionServer) error {
+	return func(stream sessionServer) error {
+		if err := stream.SendHeader(nil); err != nil {
+			return err
+		}
+		for {
+			request, err := stream.Recv()
+			if err != nil {
+				f.note("the end", err)
+				return nil
+			}
+			f.note("Session", request)
+			answers, err := answer(request)
+			for _, answer := range answers {
+				_ = stream.Send(answer) // Whether somebody hears it is what tests look at.
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func granted(token uint64, ttl time.Duration) *oncedv1.BeginResponse {

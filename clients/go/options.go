@@ -18,6 +18,8 @@ type settings struct {
 	owner   string
 	log     *slog.Logger
 	clock   clock
+
+	withoutSessions bool
 }
 
 // WithTimeout says how long a call is tried, beyond the wait it asks for. 30 s without it.
@@ -55,6 +57,12 @@ func WithTokenFile(file string) Option {
 // WithTokenInPlaintext sends the token also where it goes over a network without TLS, for all to read.
 func WithTokenInPlaintext() Option {
 	return func(s *settings) { s.access.tokenInPlaintext = true }
+}
+
+// WithoutSessions makes each call by itself, however many there are. Without it, many at once share a stream, which spares this
+// process and the servers work.
+func WithoutSessions() Option {
+	return func(s *settings) { s.withoutSessions = true }
 }
 
 // WithLogger says where the client logs what no error tells, such as a claim that could not be given back.

@@ -95,6 +95,8 @@ func pauseBefore(attempts, servers int, pushback time.Duration) time.Duration {
 // patience is how long a call is tried: in all, and by one attempt before the next server is tried.
 type patience struct {
 	total, attempt time.Duration
+	// How much longer than an attempt may take its answer is waited for in a session, where the server tells that time is up.
+	grace time.Duration
 }
 
 // tries is what the attempts of one call have come to.

@@ -196,7 +196,11 @@ func (r *run) conclude(claim *Claim, value any, err error) (*oncedv1.Outcome, Ru
 		// The work ran to its end, so whatever the rule for failures is, nobody may run it again unasked.
 		return nil, InDoubt, &UnstorableError{Err: err}
 	}
-	size, most := uint64(proto.Size(outcome)), claim.MaxOutcomeBytes()
+	encoded, err := proto.Marshal(outcome)
+	if err != nil {
+		return nil, InDoubt, &UnstorableError{Err: err} // Such as text that is not UTF-8.
+	}
+	size, most := uint64(len(encoded)), claim.MaxOutcomeBytes()
 	if most > 0 && size > most {
 		return nil, InDoubt, &UnstorableError{Err: fmt.Errorf("the outcome takes %d bytes encoded, and the server stores at most %d", size, most)}
 	}
@@ -228,7 +232,7 @@ func (r *run) complete(ctx context.Context, claim *Claim, outcome *oncedv1.Outco
 		Namespace: claim.namespace, Key: claim.key, FencingToken: claim.FencingToken(), Outcome: outcome,
 	}
 	// Work that is done is worth trying for as long as the lock would have lived.
-	patience := patience{total: max(r.client.timeout, claim.ttl), attempt: attemptTime}
+	patience := patience{total: max(r.client.timeout, claim.ttl), attempt: attemptTime, grace: sessionGrace}
 	stored, err := call(ctx, r.client.transport, holding, patience, request, oncedv1.IdempotencyServiceClient.Complete)
 	if err == nil && stored.message.GetCompleted() == nil {
 		err = unknownAnswer("Complete")

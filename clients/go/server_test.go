@@ -308,6 +308,20 @@ func TestTheContextOfWorkEndsWhenItsClaimIsTakenOver(t *testing.T) {
 	}
 }
 
+func TestAClaimNamesItsKey(t *testing.T) {
+	for _, options := range [][]onced.RunOption{nil, {onced.Namespace("shop")}} {
+		_, err := onced.Run(bounded(t), connect(t, ""), t.Name(), func(_ context.Context, claim *onced.Claim) (int, error) {
+			if claim.Key() != t.Name() || (claim.Namespace() == "shop") != (options != nil) || (claim.Namespace() == "default") != (options == nil) {
+				t.Errorf("it is of %s in %s", claim.Key(), claim.Namespace())
+			}
+			return 1, nil
+		}, options...)
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestACheckpointIsHandedToTheNextClaim(t *testing.T) {
 	client := connect(t, "")
 	_, err := onced.Run(bounded(t), client, t.Name(), func(ctx context.Context, claim *onced.Claim) (int, error) {
@@ -357,6 +371,10 @@ func TestAValueThatCannotBeStoredIsInDoubt(t *testing.T) {
 	for name, run := range map[string]func(key string) error{
 		"no JSON": func(key string) error {
 			_, err := onced.Run(bounded(t), client, key, returns(func() {}))
+			return err
+		},
+		"no text": func(key string) error {
+			_, err := onced.Run(bounded(t), client, key, fails(onced.Final(codes.NotFound, "\xff")))
 			return err
 		},
 		"too large": func(key string) error {
@@ -446,11 +464,14 @@ func TestWithoutAServerWorkRunsOnlyIfThatWasSaid(t *testing.T) {
 		t.Errorf("without a word: %v", err)
 	}
 	done, err := onced.Run(bounded(t), client, "k", func(ctx context.Context, claim *onced.Claim) (int, error) {
+		if claim.Namespace() != "shop" || claim.Key() != "k" {
+			t.Errorf("it is of %s in %s", claim.Key(), claim.Namespace())
+		}
 		if claim.Protected() || claim.FencingToken() != 0 || claim.Attempt() != 0 || claim.WhyLost() != 0 {
 			t.Errorf("%+v", claim)
 		}
 		return 1, claim.SaveCheckpoint(ctx, []byte("half"))
-	}, onced.FailOpen(100*time.Millisecond))
+	}, onced.FailOpen(100*time.Millisecond), onced.Namespace("shop"))
 	if err != nil || done.Value != 1 || done.Protected || !done.RanHere || client.Unprotected() != 1 {
 		t.Errorf("%+v, %v, %d", done, err, client.Unprotected())
 	}

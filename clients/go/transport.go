@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	oncedv1 "onced.dev/go/onced/v1"
 )
@@ -57,7 +59,7 @@ type server struct {
 	// Whether it was called without TLS, and said that it speaks nothing else. Not since it answered a call.
 	saidTLSOnly atomic.Bool
 	// Connected at first use: a client can be made before there is a server.
-	connections [lanes]*grpc.ClientConn
+	lines [lanes]*line
 }
 
 // A transport sends calls: it alone knows which server, which connection, and how often.
@@ -68,8 +70,10 @@ type transport struct {
 	// Whether any server has ever answered.
 	reached atomic.Bool
 	bearer  *bearer
-	clock   clock
-	log     *slog.Logger
+	// Whether sessions may carry calls.
+	sessions bool
+	clock    clock
+	log      *slog.Logger
 }
 
 // splitServers reads the addresses of servers, with commas between.
@@ -89,12 +93,13 @@ func splitServers(servers string) []string {
 	return names
 }
 
-func newTransport(names []string, access *access, clock clock, log *slog.Logger) (*transport, error) {
-	t := &transport{clock: clock, log: log}
+func newTransport(names []string, s *settings) (*transport, error) {
+	access := &s.access
+	t := &transport{sessions: !s.withoutSessions, clock: s.clock, log: s.log}
 	speaksTLS := false
 	for index, name := range names {
 		server := &server{name: name, index: index}
-		if err := server.open(access); err != nil {
+		if err := server.open(t, access); err != nil {
 			t.close()
 			return nil, err
 		}
@@ -106,7 +111,7 @@ func newTransport(names []string, access *access, clock clock, log *slog.Logger)
 		return nil, setUpErrorf("certificates are for TLS, and no server is called by it: write https://HOST:PORT")
 	}
 	var err error
-	if t.bearer, err = access.bearer(clock(), log); err != nil {
+	if t.bearer, err = access.bearer(t.clock(), t.log); err != nil {
 		t.close()
 		return nil, err
 	}
@@ -116,7 +121,7 @@ func newTransport(names []string, access *access, clock clock, log *slog.Logger)
 }
 
 // open checks the address of the server, and makes its connections, which connect when they are first used.
-func (s *server) open(access *access) error {
+func (s *server) open(t *transport, access *access) error {
 	address, hasScheme := strings.CutPrefix(s.name, "http://")
 	if !hasScheme {
 		address, s.tls = strings.CutPrefix(s.name, "https://")
@@ -136,12 +141,12 @@ func (s *server) open(access *access) error {
 	} else if access.hasToken() && !access.tokenInPlaintext && !isLoopback(host) {
 		return setUpErrorf("a token would go to %s for all to read: write https://, or say WithTokenInPlaintext", s.name)
 	}
-	for lane := range s.connections {
+	for lane := range s.lines {
 		connection, err := grpc.NewClient("passthrough:///"+s.address, s.dialOptions(shown)...)
 		if err != nil {
 			return setUpErrorf("%q is no address of a server: %v", s.name, err)
 		}
-		s.connections[lane] = connection
+		s.lines[lane] = &line{transport: t, connection: connection, service: oncedv1.NewIdempotencyServiceClient(connection)}
 	}
 	return nil
 }
@@ -166,13 +171,16 @@ func (s *server) dialOptions(shown credentials.TransportCredentials) []grpc.Dial
 	return options
 }
 
-// close ends all connections, and the calls on them.
+// close ends all connections. No call is under way.
 func (t *transport) close() {
+	var closing sync.WaitGroup
 	for _, server := range t.servers {
-		for _, connection := range server.connections {
-			_ = connection.Close() // It can only have been closed before.
+		for _, line := range server.lines {
+			closing.Add(1)
+			go func() { defer closing.Done(); line.close() }()
 		}
 	}
+	closing.Wait()
 }
 
 func (t *transport) names() []string {
@@ -211,35 +219,30 @@ type answer[A any] struct {
 // call sends a call until it is answered, refused, out of time, or ctx ends.
 //
 // Its errors: *Refusal, *UnavailableError, *SetUpError, or why ctx ended.
-func call[Q, A any](ctx context.Context, t *transport, lane lane, patience patience, request Q, send method[Q, A]) (answer[A], error) {
+func call[Q proto.Message, A any](ctx context.Context, t *transport, lane lane, patience patience, request Q, send method[Q, A]) (answer[A], error) {
 	try := tries{deadline: t.clock() + patience.total, total: patience.total}
 	for {
 		server := t.servers[t.current.Load()]
-		sent := t.clock()
-		most := max(min(patience.attempt, try.deadline-sent), time.Millisecond)
-		attempt, cancel := context.WithTimeoutCause(ctx, most, errSilent)
-		signed, token := t.sign(attempt)
-		var trailer metadata.MD
-		message, err := send(oncedv1.NewIdempotencyServiceClient(server.connections[lane]), signed, request, grpc.Trailer(&trailer))
-		silent := errors.Is(context.Cause(attempt), errSilent)
-		cancel()
-		if err == nil {
+		most := max(min(patience.attempt, try.deadline-t.clock()), time.Millisecond)
+		made := makeAttempt(ctx, server.lines[lane], most, patience.grace, request, send)
+		try.unsettled = try.unsettled || made.unsettled
+		if made.err == nil {
 			t.reached.Store(true)
 			server.saidTLSOnly.Store(false)
-			return answer[A]{message, sent, try.unsettled}, nil
+			return answer[A]{made.message, made.sent, try.unsettled}, nil
 		}
 		if ctx.Err() != nil {
 			return answer[A]{unsettled: true}, givenUp(ctx)
 		}
-		failed := status.Convert(err)
-		if failed.Code() == codes.Unauthenticated && token != "" && t.bearer.renewed(token, t.clock()) {
+		failed := status.Convert(made.err)
+		if failed.Code() == codes.Unauthenticated && made.token != "" && t.bearer.renewed(made.token, t.clock()) {
 			t.heard(&try, refusalOf(failed))
 			continue // A file is changed a few times at most, so nobody goes round here for long.
 		}
-		if silent && refusalOf(failed).Reason == "" {
+		if made.silent && refusalOf(failed).Reason == "" {
 			failed = status.Newf(codes.DeadlineExceeded, "%s did not answer within %v", server.name, most.Round(time.Millisecond))
 		}
-		if err := t.next(ctx, &try, server, failed, trailer); err != nil {
+		if err := t.next(ctx, &try, server, failed, made.trailer); err != nil {
 			return answer[A]{unsettled: try.unsettled}, err
 		}
 	}
@@ -247,3 +250,64 @@ func call[Q, A any](ctx context.Context, t *transport, lane lane, patience patie
 
 // errSilent is why an attempt ended that its server did not answer in time.
 var errSilent = errors.New("no answer")
+
+// An attempt is what one attempt of a call came to.
+type attempt[A any] struct {
+	message A
+	err     error
+	// When the call was sent that this came of.
+	sent moment
+	// The token that was shown, if that could be another one.
+	token   string
+	trailer metadata.MD
+	// Whether its server did not answer in time.
+	silent bool
+	// Whether it was sent in a session too, which did not answer.
+	unsettled bool
+}
+
+// makeAttempt sends a call once: in the session of its connection, or else by itself. What becomes of the session is no answer;
+// the call then goes on by itself in the time that is left.
+func makeAttempt[Q proto.Message, A any](ctx context.Context, line *line, most, grace time.Duration, request Q, send method[Q, A]) (made attempt[A]) {
+	clock := line.transport.clock
+	started := clock()
+	made.sent = started
+	session := line.enter()
+	defer line.leave()
+	if session != nil {
+		answer, err := session.call(ctx, inSession(request, most), most+grace)
+		if err == nil {
+			made.message, made.err = read[A](answer)
+			made.trailer = sentByServer
+			return made
+		}
+		made.unsettled = err != errNotTaken
+		if made.silent = err == errSilent; made.silent || ctx.Err() != nil {
+			made.err = err
+			return made
+		}
+		made.sent = clock()
+	}
+	alone, cancel := context.WithTimeoutCause(ctx, most-(made.sent-started), errSilent)
+	defer cancel()
+	signed, token := line.transport.sign(alone)
+	made.token = token
+	made.message, made.err = send(line.service, signed, request, grpc.Trailer(&made.trailer))
+	made.silent = errors.Is(context.Cause(alone), errSilent)
+	return made
+}
+
+// sentByServer stands for the trailer of what came in a session, so that it is not taken for a broken connection.
+var sentByServer = metadata.Pairs("content-type", "application/grpc")
+
+// read is what an answer in a session would be by itself.
+func read[A any](answer *oncedv1.SessionResponse) (A, error) {
+	message, ok := contentOf(answer).(A)
+	if ok {
+		return message, nil
+	}
+	if failed := answer.GetError(); failed.GetCode() != int32(codes.OK) {
+		return message, status.FromProto(failed).Err()
+	}
+	return message, status.Error(codes.Internal, "the server's answer in a session is none to this call")
+}

@@ -2,6 +2,8 @@ package oncedgrpc_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -218,7 +220,13 @@ func TestWhoWatchesHealthMayShowAKey(t *testing.T) {
 }
 
 func TestAKeyBelongsToItsScope(t *testing.T) {
-	h := open(t, server.Address, empty, oncedgrpc.Scope(func(_ context.Context, request any) string {
+	h := open(t, server.Address, func(ctx context.Context, request *oncedv1.ListRequest) (*oncedv1.ListResponse, error) {
+		scope := sha256.Sum256([]byte(request.GetNamespace()))
+		if claim := onced.ClaimFrom(ctx); claim.Namespace() != "default" || claim.Key() != hex.EncodeToString(scope[:16])+":"+key(t) {
+			t.Errorf("the claim is of %s in %s", claim.Key(), claim.Namespace())
+		}
+		return &oncedv1.ListResponse{}, nil
+	}, oncedgrpc.Scope(func(_ context.Context, request any) string {
 		return request.(*oncedv1.ListRequest).GetNamespace()
 	}))
 	for _, scope := range []string{"acme", "other", "acme"} {

@@ -34,6 +34,21 @@ func TestWithoutOncedNothingRunsUnlessThatWasSaid(t *testing.T) {
 	}
 }
 
+func TestTheClaimOfAHandlerNamesItsKeyAsOncedHasIt(t *testing.T) {
+	for name, options := range map[string][]oncedhttp.Option{
+		key(t): nil,
+		"822b33ad87c148a0a20a5ba7cd5ebcaa:" + key(t): {oncedhttp.ScopeHeader("X-Account")},
+	} {
+		h := open(t, server.Address, func(w http.ResponseWriter, r *http.Request) {
+			claim := onced.ClaimFrom(r.Context())
+			_, _ = io.WriteString(w, claim.Namespace()+" "+claim.Key())
+		}, append(options, oncedhttp.With(onced.Namespace("shop")))...)
+		if a := h.post(t, key(t), "x", "X-Account", "acme"); a.body != "shop "+name {
+			t.Error(a.body)
+		}
+	}
+}
+
 func TestWhatOncedRefusesIsNotTheCallersToKnow(t *testing.T) {
 	h := open(t, server.Address, func(http.ResponseWriter, *http.Request) {}, oncedhttp.With(onced.Namespace("Not A Namespace")))
 	a := h.post(t, key(t), "x")

@@ -1,0 +1,236 @@
+package onced
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	oncedv1 "onced.dev/go/onced/v1"
+)
+
+const (
+	// The largest call that a session takes, and how many may be open in it.
+	sessionMaxBytes, sessionMaxCalls = 64 << 10, 512
+	// How long a session may take to open, and to end once it is told to.
+	sessionTurn = 10 * time.Second
+	// How long one stands that carries nothing.
+	sessionIdle = 30 * time.Second
+)
+
+type sessionStream = grpc.BidiStreamingClient[oncedv1.SessionRequest, oncedv1.SessionResponse]
+
+// A session is a stream of calls.
+type session struct {
+	line   *line
+	stream sessionStream
+	lastID atomic.Uint64
+
+	// What follows is guarded by the line's mutex.
+
+	// What is to be sent. It has room for all that the limits let in, so that nobody waits to put something here.
+	queue chan *oncedv1.SessionRequest
+	// Where the answers of open calls go. They are closed without one if the session ends first.
+	open map[uint64]chan *oncedv1.SessionResponse
+	// Whether it takes no more calls.
+	retired bool
+	// Since when it carries nothing, while it does not.
+	idle moment
+}
+
+// Why a session has no answer to a call.
+var (
+	errNotTaken     = errors.New("the session takes no such call")
+	errSessionEnded = errors.New("the session ended before it answered")
+)
+
+func newSession(line *line, stream sessionStream) *session {
+	return &session{
+		line: line, stream: stream, idle: line.transport.clock(),
+		queue: make(chan *oncedv1.SessionRequest, 2*sessionMaxCalls), open: map[uint64]chan *oncedv1.SessionResponse{},
+	}
+}
+
+// call makes a call in the session, and waits so long for its answer. Its errors: errNotTaken, errSessionEnded, errSilent, or
+// that of ctx. After all but the first it may have been carried out.
+func (s *session) call(ctx context.Context, request *oncedv1.SessionRequest, most time.Duration) (*oncedv1.SessionResponse, error) {
+	answered := s.take(request)
+	if answered == nil {
+		return nil, errNotTaken
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	var answer *oncedv1.SessionResponse
+	select {
+	case answer = <-answered:
+	case <-ctx.Done():
+		s.takeBack(request.GetId())
+		return nil, ctx.Err()
+	case <-timer.C:
+		s.takeBack(request.GetId())
+		return nil, errSilent
+	}
+	if answer == nil {
+		return nil, errSessionEnded
+	}
+	if failed := answer.GetError(); failed != nil {
+		if reason := refusalOf(status.FromProto(failed)).Reason; reason == "DRAINING" || strings.HasPrefix(reason, "CREDENTIALS") {
+			s.line.mu.Lock()
+			defer s.line.mu.Unlock()
+			s.retire()
+			return nil, errSessionEnded
+		}
+	}
+	return answer, nil
+}
+
+// take gives a call its id, and has it sent. It returns where the answer will come; nil if the call is not taken.
+func (s *session) take(request *oncedv1.SessionRequest) <-chan *oncedv1.SessionResponse {
+	request.Id = s.lastID.Add(1)
+	// Encoded here and now: what is in it may be changed before its turn comes, and what cannot be encoded is to fail alone.
+	encoded, err := proto.Marshal(request)
+	if err != nil || len(encoded) > sessionMaxBytes {
+		return nil
+	}
+	ready := &oncedv1.SessionRequest{}
+	ready.ProtoReflect().SetUnknown(encoded) // Which is sent as it is.
+
+	s.line.mu.Lock()
+	defer s.line.mu.Unlock()
+	// There must be room to cancel each open call.
+	if s.retired || len(s.open) >= sessionMaxCalls || len(s.queue) >= sessionMaxCalls {
+		return nil
+	}
+	answered := make(chan *oncedv1.SessionResponse, 1)
+	s.open[request.GetId()] = answered
+	s.queue <- ready
+	return answered
+}
+
+// takeBack cancels a call, if it is still open.
+func (s *session) takeBack(id uint64) {
+	s.line.mu.Lock()
+	defer s.line.mu.Unlock()
+	if _, ok := s.open[id]; ok {
+		s.queue <- &oncedv1.SessionRequest{Id: id, Call: &oncedv1.SessionRequest_Cancel{Cancel: &oncedv1.CancelCall{}}}
+		s.remove(id)
+	}
+}
+
+// write sends what is to be sent, and ends the stream when no more will come.
+func (s *session) write(ctx context.Context, cancel context.CancelFunc) {
+	for request := range s.queue {
+		if s.stream.Send(request) != nil {
+			return // Whoever reads learns why.
+		}
+	}
+	_ = s.stream.CloseSend() // It never fails.
+	if sleep(ctx, sessionTurn) {
+		cancel()
+	}
+}
+
+// read hands out answers until the stream ends, and returns why it did.
+func (s *session) read() error {
+	for {
+		answer, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		s.line.mu.Lock()
+		if answered, ok := s.open[answer.GetId()]; ok { // Else its caller has given up.
+			answered <- answer
+			s.remove(answer.GetId())
+		}
+		s.line.mu.Unlock()
+	}
+}
+
+// endIdle ends a session that has carried nothing for long enough.
+func (s *session) endIdle(ctx context.Context) {
+	clock := s.line.transport.clock
+	for next := clock(); clock.sleepUntil(ctx, next); {
+		s.line.mu.Lock()
+		if len(s.open) > 0 {
+			s.idle = clock()
+		}
+		next = s.idle + sessionIdle
+		if clock() >= next {
+			s.retire()
+			s.line.mu.Unlock()
+			return
+		}
+		s.line.mu.Unlock()
+	}
+}
+
+// remove forgets an open call. The caller has the mutex, here and below.
+func (s *session) remove(id uint64) {
+	delete(s.open, id)
+	if len(s.open) > 0 {
+		return
+	}
+	s.idle = s.line.transport.clock()
+	if s.retired {
+		close(s.queue)
+	}
+}
+
+// retire lets the session take no more calls, and end with its last one.
+func (s *session) retire() {
+	if s.retired {
+		return
+	}
+	s.retired = true
+	s.line.session = nil
+	if len(s.open) == 0 {
+		close(s.queue)
+	}
+}
+
+// end is called when the stream has ended: open calls will not be answered.
+func (s *session) end() {
+	s.retire()
+	for id, answered := range s.open {
+		close(answered)
+		s.remove(id)
+	}
+}
+
+// inSession is a call as a session carries it.
+func inSession(request proto.Message, timeout time.Duration) *oncedv1.SessionRequest {
+	sent := &oncedv1.SessionRequest{Timeout: durationpb.New(timeout)}
+	switch request := request.(type) {
+	case *oncedv1.BeginRequest:
+		sent.Call = &oncedv1.SessionRequest_Begin{Begin: request}
+	case *oncedv1.CompleteRequest:
+		sent.Call = &oncedv1.SessionRequest_Complete{Complete: request}
+	case *oncedv1.RenewRequest:
+		sent.Call = &oncedv1.SessionRequest_Renew{Renew: request}
+	case *oncedv1.ReleaseRequest:
+		sent.Call = &oncedv1.SessionRequest_Release{Release: request}
+	}
+	return sent
+}
+
+// contentOf is what a session's answer holds, but for an error; nil if that is nothing known here.
+func contentOf(answer *oncedv1.SessionResponse) proto.Message {
+	switch answer := answer.GetAnswer().(type) {
+	case *oncedv1.SessionResponse_Begin:
+		return answer.Begin
+	case *oncedv1.SessionResponse_Complete:
+		return answer.Complete
+	case *oncedv1.SessionResponse_Renew:
+		return answer.Renew
+	case *oncedv1.SessionResponse_Release:
+		return answer.Release
+	default:
+		return nil
+	}
+}
