@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,15 +18,16 @@ use hyper_util::client::legacy;
 use metrics::histogram;
 use onced_client::http::Disposition;
 use onced_client::{Claim, OnFailure};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use super::body::{Answer, Sent, boxed};
+use super::body::{Answer, Holding, Sent, boxed};
 use super::headers::{self, ATTEMPT, FENCING_TOKEN, OUTCOME, REPLAYED};
 use super::limit::Place;
 use super::refusal::Refusal;
 use super::upstream::{Pool, Upstream};
-use super::watched::Watched;
+use super::writing;
 use crate::clock::Clock;
 use crate::record::limits::OUTCOME_MAX_BYTES;
 use crate::telemetry::Throttle;
@@ -86,15 +88,12 @@ impl Forward {
         B: Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let Options { connect, answer, .. } = self.0.options;
-        let (parts, body) = request.into_parts();
-        let (body, taker) = Watched::new(boxed(body));
-        let request = Request::from_parts(parts, body.boxed_unsync());
-        // The upstream has its time for each piece of the request, and again once it has all of it.
+        let (with_body, taken) = oneshot::channel::<Infallible>();
+        let request = request.map(|body| Holding::new(boxed(body), with_body).boxed_unsync());
+        // The upstream has its time once it has all of the request. For each piece of it the connection sees to that.
         let late = async {
-            if !taker.stalls(connect.saturating_add(answer), answer).await {
-                tokio::time::sleep(answer).await;
-            }
+            let Err(_) = taken.await;
+            tokio::time::sleep(self.0.options.answer).await;
         };
         let exchange = async {
             let give_up = &self.0.options.give_up;
@@ -271,8 +270,10 @@ impl Failed {
         if error.is_connect() || of_http.is_some_and(hyper::Error::is_canceled) {
             return Failed::NotSent(told(&error));
         }
+        let of_io = of_http.and_then(|error| error.source()?.downcast_ref::<io::Error>());
         match of_http.is_some_and(hyper::Error::is_user) {
             true => Failed::Caller,
+            false if of_io.is_some_and(writing::is_late) => Failed::Late,
             false => Failed::Lost(told(&error)),
         }
     }

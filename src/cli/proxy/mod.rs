@@ -10,8 +10,9 @@ mod limit;
 mod listen;
 mod refusal;
 mod rules;
+mod streams;
 mod upstream;
-mod watched;
+mod writing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
