@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use metrics::histogram;
 use onced_client::http::Disposition;
 use onced_client::{Claim, OnFailure};
@@ -89,7 +90,8 @@ impl Forward {
         B::Error: Into<BoxError>,
     {
         let (with_body, taken) = oneshot::channel::<Infallible>();
-        let request = request.map(|body| Holding::new(boxed(body), with_body).boxed_unsync());
+        let mut request = request.map(|body| Holding::new(boxed(body), with_body).boxed_unsync());
+        let connection = capture_connection(&mut request);
         // The upstream has its time once it has all of the request. For each piece of it the connection sees to that.
         let late = async {
             let Err(_) = taken.await;
@@ -101,7 +103,7 @@ impl Forward {
                 biased;
                 response = self.send(request) => response?,
                 () = late => return Err(Failed::Late),
-                () = give_up.cancelled() => return Err(Failed::ended()),
+                () = give_up.cancelled() => return Err(Failed::ended(&connection)),
             };
             let mut response = answered(response.map(|body| Answer::streamed(body, give_up.clone())));
             response.headers_mut().remove(OUTCOME);
@@ -121,6 +123,7 @@ impl Forward {
             Ok(0) | Err(_) => OUTCOME_MAX_BYTES,
             Ok(limit_bytes) => limit_bytes,
         };
+        let connection = capture_connection(&mut request);
         let exchange = async {
             let response = self.send(request).await.map_err(|failed| match failed {
                 // All of it had arrived before.
@@ -142,7 +145,7 @@ impl Forward {
             tokio::select! {
                 biased;
                 ended = tokio::time::timeout(late, exchange) => ended.unwrap_or(Err(Failed::Late)),
-                () = give_up.cancelled() => Err(Failed::ended()),
+                () = give_up.cancelled() => Err(Failed::ended(&connection)),
             }
         };
         let (lost, of_key) = match on_lost {
@@ -278,9 +281,13 @@ impl Failed {
         }
     }
 
-    /// The proxy does not wait any longer.
-    fn ended() -> Self {
-        Failed::Lost("the proxy had to end".to_owned())
+    /// The proxy does not wait any longer. Nothing was sent where the request has not got a connection yet.
+    fn ended(connection: &CaptureConnection) -> Self {
+        let why = "the proxy had to end".to_owned();
+        match connection.connection_metadata().is_some() {
+            true => Failed::Lost(why),
+            false => Failed::NotSent(why),
+        }
     }
 
     /// What to tell the caller, for people with some detail.
