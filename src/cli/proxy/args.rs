@@ -276,7 +276,9 @@ impl ProxyArgs {
 
     /// How connections to the upstream are made and kept.
     pub fn pooling(&self) -> Connections {
-        Connections { connect: self.behind.connect_timeout, idle: self.behind.upstream_idle }
+        let UpstreamArgs { connect_timeout: connect, answer_timeout: write, upstream_idle: idle, .. } =
+            self.behind;
+        Connections { connect, write, idle }
     }
 
     /// What the connections of callers may take.

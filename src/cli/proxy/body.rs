@@ -165,16 +165,19 @@ impl Body for Answer {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let head = self.head.len() as u64;
-        let Some(rest) = &self.rest else { return SizeHint::with_exact(head) };
-        let rest = rest.body.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(head));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(head));
-        }
-        hint
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), |rest| rest.body.size_hint());
+        longer(&rest, self.head.len())
     }
+}
+
+/// The size of what is longer by so many bytes.
+pub fn longer(hint: &SizeHint, bytes: usize) -> SizeHint {
+    let mut longer = SizeHint::new();
+    longer.set_lower(hint.lower().saturating_add(bytes as u64));
+    if let Some(upper) = hint.upper() {
+        longer.set_upper(upper.saturating_add(bytes as u64));
+    }
+    longer
 }
 
 /// The body of an answer, and what is to live until it has been sent.

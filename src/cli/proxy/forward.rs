@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,18 +15,20 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use metrics::histogram;
 use onced_client::http::Disposition;
 use onced_client::{Claim, OnFailure};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use super::body::{Answer, Sent, boxed};
+use super::body::{Answer, Holding, Sent, boxed};
 use super::headers::{self, ATTEMPT, FENCING_TOKEN, OUTCOME, REPLAYED};
 use super::limit::Place;
 use super::refusal::Refusal;
 use super::upstream::{Pool, Upstream};
-use super::watched::Watched;
+use super::writing;
 use crate::clock::Clock;
 use crate::record::limits::OUTCOME_MAX_BYTES;
 use crate::telemetry::Throttle;
@@ -86,15 +89,13 @@ impl Forward {
         B: Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let Options { connect, answer, .. } = self.0.options;
-        let (parts, body) = request.into_parts();
-        let (body, taker) = Watched::new(boxed(body));
-        let request = Request::from_parts(parts, body.boxed_unsync());
-        // The upstream has its time for each piece of the request, and again once it has all of it.
+        let (with_body, taken) = oneshot::channel::<Infallible>();
+        let mut request = request.map(|body| Holding::new(boxed(body), with_body).boxed_unsync());
+        let connection = capture_connection(&mut request);
+        // The upstream has its time once it has all of the request. For each piece of it the connection sees to that.
         let late = async {
-            if !taker.stalls(connect.saturating_add(answer), answer).await {
-                tokio::time::sleep(answer).await;
-            }
+            let Err(_) = taken.await;
+            tokio::time::sleep(self.0.options.answer).await;
         };
         let exchange = async {
             let give_up = &self.0.options.give_up;
@@ -102,7 +103,7 @@ impl Forward {
                 biased;
                 response = self.send(request) => response?,
                 () = late => return Err(Failed::Late),
-                () = give_up.cancelled() => return Err(Failed::ended()),
+                () = give_up.cancelled() => return Err(Failed::ended(&connection)),
             };
             let mut response = answered(response.map(|body| Answer::streamed(body, give_up.clone())));
             response.headers_mut().remove(OUTCOME);
@@ -122,6 +123,7 @@ impl Forward {
             Ok(0) | Err(_) => OUTCOME_MAX_BYTES,
             Ok(limit_bytes) => limit_bytes,
         };
+        let connection = capture_connection(&mut request);
         let exchange = async {
             let response = self.send(request).await.map_err(|failed| match failed {
                 // All of it had arrived before.
@@ -143,7 +145,7 @@ impl Forward {
             tokio::select! {
                 biased;
                 ended = tokio::time::timeout(late, exchange) => ended.unwrap_or(Err(Failed::Late)),
-                () = give_up.cancelled() => Err(Failed::ended()),
+                () = give_up.cancelled() => Err(Failed::ended(&connection)),
             }
         };
         let (lost, of_key) = match on_lost {
@@ -271,15 +273,21 @@ impl Failed {
         if error.is_connect() || of_http.is_some_and(hyper::Error::is_canceled) {
             return Failed::NotSent(told(&error));
         }
+        let of_io = of_http.and_then(|error| error.source()?.downcast_ref::<io::Error>());
         match of_http.is_some_and(hyper::Error::is_user) {
             true => Failed::Caller,
+            false if of_io.is_some_and(writing::is_late) => Failed::Late,
             false => Failed::Lost(told(&error)),
         }
     }
 
-    /// The proxy does not wait any longer.
-    fn ended() -> Self {
-        Failed::Lost("the proxy had to end".to_owned())
+    /// The proxy does not wait any longer. Nothing was sent where the request has not got a connection yet.
+    fn ended(connection: &CaptureConnection) -> Self {
+        let why = "the proxy had to end".to_owned();
+        match connection.connection_metadata().is_some() {
+            true => Failed::Lost(why),
+            false => Failed::NotSent(why),
+        }
     }
 
     /// What to tell the caller, for people with some detail.

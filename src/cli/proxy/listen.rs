@@ -1,30 +1,27 @@
 //! Connections from callers: HTTP/1.1, and HTTP/2 without TLS.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Request, Version};
+use http::Request;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use metrics::gauge;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::Holding;
 use super::front::Front;
-use super::watched::taken_in_time;
+use super::streams::{Streams, on_stream};
+use super::writing::Writing;
 use crate::telemetry::metrics::{LIMIT_SIZE, LIMIT_USED};
 
 /// How long accepting pauses after it failed, as it does when files run out.
@@ -36,8 +33,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many requests an HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 256;
-/// How much of an answer is kept for a caller that takes it more slowly than it comes, by HTTP/2: little, so that it shows.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// The name of the limit on connections, as the metrics have it.
 const LIMIT: &str = "connections";
 
@@ -55,7 +50,7 @@ pub struct Limits {
 /// The connections of a proxy.
 pub struct Connections {
     front: Arc<Front>,
-    http: auto::Builder<TokioExecutor>,
+    http: auto::Builder<Streams>,
     limits: Limits,
     free: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -66,7 +61,7 @@ pub struct Connections {
 impl Connections {
     /// Connections to `front`, none yet.
     pub fn new(front: Arc<Front>, limits: Limits) -> Self {
-        let mut http = auto::Builder::new(TokioExecutor::new());
+        let mut http = auto::Builder::new(Streams(limits.write));
         // It starts as soon as there could be a request, and so bounds how long a connection may be idle, too.
         http.http1()
             .timer(TokioTimer::new())
@@ -77,7 +72,6 @@ impl Connections {
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_concurrent_streams(STREAMS_MAX)
-            .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_header_list_size(HEAD_MAX_BYTES);
         gauge!(LIMIT_SIZE, "limit" => LIMIT).set(limits.connections as f64);
         let free = Arc::new(Semaphore::new(limits.connections));
@@ -144,16 +138,12 @@ impl Connections {
             let service = service_fn(move |request: Request<Incoming>| {
                 let (front, one) = (Arc::clone(&front), Open::new(&open));
                 async move {
-                    let version = request.version();
                     let (response, place) = front.answer(request, peer.ip()).await;
-                    Ok::<_, Infallible>(response.map(|body| {
-                        let body = Holding::new(body, (place, one)).boxed_unsync();
-                        // Else the connection itself shows it: see `Writing`.
-                        if version == Version::HTTP_2 { taken_in_time(body, limits.write) } else { body }
-                    }))
+                    let held = |body| Holding::new(body, (place, one)).boxed_unsync();
+                    Ok::<_, Infallible>(response.map(held).map(on_stream))
                 }
             });
-            let io = TokioIo::new(Writing { stream, limit: limits.write, timer: None });
+            let io = TokioIo::new(Writing::new(stream, limits.write));
             let connection = http.serve_connection(io, service);
             tokio::pin!(connection);
             let ended = tokio::select! {
@@ -212,69 +202,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
-    }
-}
-
-/// A stream whose reader is to read: who asks and does not take the answer would keep its place for ever.
-struct Writing {
-    stream: TcpStream,
-    limit: Duration,
-    /// Runs while nothing can be written.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Writing {
-    fn timed<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.timer = None;
-            return written;
-        }
-        let limit = self.limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller does not read its answer")))
-    }
-}
-
-impl AsyncRead for Writing {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Writing {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.timed(context, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.timed(context, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.timed(context, written)
     }
 }

@@ -10,8 +10,9 @@ mod limit;
 mod listen;
 mod refusal;
 mod rules;
+mod streams;
 mod upstream;
-mod watched;
+mod writing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -172,7 +173,8 @@ fn layer(args: &ProxyArgs, client: Client) -> OnceLayer {
         .on_lapse(keys.on_lapse.into())
         .on_5xx(keys.on_5xx.into())
         .store_headers(keys.store_headers.iter().cloned())
-        .max_request_bytes(args.limits.max_request_bytes);
+        .max_request_bytes(args.limits.max_request_bytes)
+        .unread(args.limits.body_timeout);
     if let Some(name) = &keys.scope_header {
         layer = layer.scope_header(name.clone());
     }

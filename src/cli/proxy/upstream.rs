@@ -25,6 +25,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tower::{BoxError, Service};
 
 use super::body::Sent;
+use super::writing::Writing;
 
 /// What is spoken by TLS.
 const ALPN: &[u8] = b"http/1.1";
@@ -109,6 +110,8 @@ impl Upstream {
 pub struct Connections {
     /// How long one may take to be made, TLS included.
     pub connect: Duration,
+    /// How long the upstream may read nothing of what it gets.
+    pub write: Duration,
     /// How long one is kept that nothing uses; zero: none is used twice.
     pub idle: Duration,
 }
@@ -133,7 +136,7 @@ pub fn pool(upstream: &Upstream, ca: Option<&Path>, connections: Connections) ->
         true => builder.pool_max_idle_per_host(0),
         false => builder.pool_idle_timeout(connections.idle),
     };
-    Ok(builder.build(Connector { tcp, tls, limit: connections.connect }))
+    Ok(builder.build(Connector { tcp, tls, limits: connections }))
 }
 
 /// What it takes to speak TLS with the upstream.
@@ -191,7 +194,7 @@ fn system_roots() -> Result<RootCertStore, String> {
 pub struct Connector {
     tcp: HttpConnector,
     tls: Option<Tls>,
-    limit: Duration,
+    limits: Connections,
 }
 
 impl Service<Uri> for Connector {
@@ -204,11 +207,12 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, tls, limit) = (self.tcp.call(uri), self.tls.clone(), self.limit);
+        let (connecting, tls) = (self.tcp.call(uri), self.tls.clone());
+        let Connections { connect: limit, write, .. } = self.limits;
         let connected = async move {
-            let tcp = connecting.await?;
-            let Some(Tls { connector, name }) = tls else { return Ok(Stream(Box::new(tcp))) };
-            let stream = connector.connect(name, tcp.into_inner()).await?;
+            let tcp = Writing::new(connecting.await?.into_inner(), write);
+            let Some(Tls { connector, name }) = tls else { return Ok(Stream(Box::new(TokioIo::new(tcp)))) };
+            let stream = connector.connect(name, tcp).await?;
             Ok::<_, BoxError>(Stream(Box::new(TokioIo::new(stream))))
         };
         async move {

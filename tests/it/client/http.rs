@@ -431,29 +431,32 @@ async fn an_answer_that_is_not_to_be_stored_passes_and_holds_its_key_to_its_end(
     let server = Server::start().await;
     let client = server.client();
     let shop = Shop::default();
-    let address = shop.serve(layer(&client).wait(Duration::ZERO)).await;
+    let address = shop.serve(layer(&client).wait(Duration::ZERO).unread(Duration::from_millis(200))).await;
     let retry = || {
         let mut request = request("POST", "/events", Some("k"), "");
         request.headers_mut().insert("x-retry", HeaderValue::from_static("1"));
         request
     };
-    let mut answer = open(address, retry()).await;
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    shop.events.0.add_permits(1);
-    let event = tokio::time::timeout(HANGS, answer.body_mut().frame()).await.expect("it is held back");
-    assert_eq!(event.unwrap().unwrap().into_data().unwrap(), "data: x\n\n");
-    // The handler is still at it.
-    assert_eq!(send(address, retry()).await.code(), "REQUEST_IN_PROGRESS");
-    drop(answer);
-    // The server notices by the next event that nobody listens.
-    let freed = async {
-        while state(&client).await != RecordState::Available {
-            shop.events.0.add_permits(1);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(HANGS, freed).await.expect("the key is free");
-    assert_eq!(shop.runs(), 1);
+    for hangs_up in [true, false] {
+        let mut answer = open(address, retry()).await;
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        shop.events.0.add_permits(1);
+        let event = tokio::time::timeout(HANGS, answer.body_mut().frame()).await.expect("it is held back");
+        assert_eq!(event.unwrap().unwrap().into_data().unwrap(), "data: x\n\n");
+        // The handler is still at it.
+        assert_eq!(send(address, retry()).await.code(), "REQUEST_IN_PROGRESS");
+        let _unread = (!hangs_up).then_some(answer);
+        // The server notices by what it sends that nobody listens.
+        let freed = async {
+            while state(&client).await != RecordState::Available {
+                shop.events.0.add_permits(100_000);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(HANGS, freed).await.expect("the key is free");
+        shop.events.0.forget_permits(usize::MAX);
+    }
+    assert_eq!(shop.runs(), 2);
 }
 
 #[tokio::test]

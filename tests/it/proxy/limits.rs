@@ -1,5 +1,7 @@
 //! What callers may take.
 
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -117,13 +119,19 @@ async fn an_answer_that_is_not_read_is_given_up() {
     tokio::time::timeout(HANGS, noticed.pass()).await.expect("it is still sent");
 }
 
-/// A caller of HTTP/2 that lets the proxy send no byte of an answer.
-async fn without_window(setup: &Setup, request: Request<Full<Bytes>>) -> Response<hyper::body::Incoming> {
+/// A caller of HTTP/2 that lets the proxy send so many bytes of each answer.
+async fn with_window(setup: &Setup, bytes: u32) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(setup.proxy.address).await.unwrap();
-    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    let (mut http2, connection) =
-        builder.initial_stream_window_size(0).handshake(TokioIo::new(stream)).await.unwrap();
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let (http2, connection) =
+        builder.initial_stream_window_size(bytes).handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
+    http2
+}
+
+/// The answer to a caller that lets the proxy send no byte of it.
+async fn without_window(setup: &Setup, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    let mut http2 = with_window(setup, 0).await;
     let answer = tokio::time::timeout(HANGS, http2.send_request(request)).await.expect("no answer").unwrap();
     // The connection lives as long as this.
     tokio::spawn(async move {
@@ -161,6 +169,31 @@ async fn an_answer_that_is_not_read_is_given_up_by_http2_as_well() {
     };
     tokio::time::timeout(HANGS, freed).await.expect("the places are still taken");
     drop((passes, holds));
+}
+
+#[tokio::test]
+async fn an_http2_stream_that_is_not_read_is_reset_and_holds_up_neither_others_nor_the_end() {
+    // No byte of an answer can be sent; some of it; all but the last byte, so that it is at its end already.
+    for (window, length) in [(0, 2), (20_000, 40_000), (9, 10)] {
+        let flags = ["--body-timeout", "2s", "--idle-timeout", "1h", "--drain-limit", "1h"];
+        let mut setup = Setup::with(&flags, move |_| async move { text(200, &"x".repeat(length)) }).await;
+        let mut http2 = with_window(&setup, window).await;
+        let mut unread = Vec::new();
+        // One more than a connection may have open.
+        for _ in 0..257 {
+            let get = setup.request(Method::GET, "/").body(Full::default()).unwrap();
+            http2.ready().await.unwrap();
+            unread.push(tokio::spawn(http2.send_request(get)));
+        }
+        let mut answers = Vec::new();
+        for answer in unread {
+            let answer = tokio::time::timeout(HANGS, answer).await.expect("the streams are still open");
+            answers.push(answer.unwrap().unwrap());
+        }
+        setup.proxy.terminate();
+        assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+        drop((answers, http2));
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::upstream::{Gate, read_request};
 use super::*;
+use crate::support::certificates::Certificates;
 use crate::support::exposition::Exposition;
 use crate::support::http;
 
@@ -290,6 +291,33 @@ async fn what_does_not_end_at_sigterm_is_given_up_and_its_key_in_doubt() {
     caller.await.unwrap().problem(502, "UPSTREAM_LOST");
     assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
     setup.is_in_doubt("k").await;
+}
+
+#[tokio::test]
+async fn a_key_whose_request_has_no_connection_yet_at_sigterm_is_free() {
+    let gate = Gate::new();
+    let connects = gate.clone();
+    // It accepts, and says nothing of TLS.
+    let upstream = Upstream::raw(move |stream| {
+        connects.open();
+        async move {
+            let _stream = stream;
+            std::future::pending().await
+        }
+    })
+    .await;
+    let (server, certificates) = (server().await, Certificates::for_a_server());
+    let url = format!("https://localhost:{}", upstream.address().port());
+    let flags =
+        ["--upstream-ca", &certificates.arg("ca.crt"), "--connect-timeout", "1h", "--drain-limit", "200ms"];
+    let proxy = Proxy::start(&url, &server.address().to_string(), &flags);
+    let mut setup = Setup { server, upstream, proxy, caller: Caller::new() };
+    let order = setup.order_meanwhile("k");
+    gate.pass().await;
+    setup.proxy.terminate();
+    order.await.unwrap().problem(502, "UPSTREAM_UNREACHABLE");
+    assert_eq!(setup.proxy.ended().await, Some(0), "{}", setup.proxy.log());
+    setup.is_free("k").await;
 }
 
 #[tokio::test]

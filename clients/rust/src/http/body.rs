@@ -152,8 +152,8 @@ impl Taken {
     }
 }
 
-/// How long a caller may take nothing of an answer that its key is held for.
-pub(super) const UNREAD_MAX: Duration = Duration::from_secs(300);
+/// The most of a body that passes at once: its caller has its time for each piece.
+const PIECE_MAX_BYTES: usize = 16 << 10;
 
 /// A body that passes, until it is given up.
 struct Passing(Arc<Mutex<Option<Rest>>>);
@@ -223,6 +223,15 @@ impl http_body::Body for Passing {
             (None, Ok(body)) => Pin::new(body).poll_frame(context),
             (None, Err(error)) => Poll::Ready(error.take().map(Err)),
         };
+        let polled = polled.map_ok(|frame| match frame.into_data() {
+            Ok(mut data) if data.len() > PIECE_MAX_BYTES => {
+                let piece = data.split_to(PIECE_MAX_BYTES);
+                frames.push_front(Frame::data(data));
+                Frame::data(piece)
+            }
+            Ok(data) => Frame::data(data),
+            Err(frame) => frame,
+        });
         if polled.is_ready() {
             caller_waits.send_replace(false);
         } else {
@@ -298,6 +307,17 @@ mod tests {
         let (body, end) = pieces(LIMIT * 3);
         let (whole, ()) = tokio::join!(body.collect(), end.reached(LIMIT));
         assert_eq!(whole.unwrap().to_bytes(), "xxx");
+    }
+
+    #[tokio::test]
+    async fn a_large_piece_passes_in_small_ones() {
+        let large = Bytes::from(vec![b'x'; PIECE_MAX_BYTES * 2 + 1]);
+        let (mut body, _end) = passing(VecDeque::from([Frame::data(large.clone())]), Ok(full(large)));
+        for length in [PIECE_MAX_BYTES, PIECE_MAX_BYTES, 1].repeat(2) {
+            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(piece.len(), length);
+        }
+        assert!(body.frame().await.is_none());
     }
 
     #[test]

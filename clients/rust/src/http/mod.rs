@@ -27,8 +27,8 @@
 //! | 5xx, other errors, a panic, an error of the inner service | as [`OnceLayer::on_failure`] says |
 //! | too large, streams without end, or has a header to store that is not UTF-8 | is in doubt, since the work was done |
 //!
-//! An answer that is not stored holds its key until its caller has all of it, or for the five minutes in which a caller
-//! takes nothing of it: then it is cut off.
+//! An answer that is not stored holds its key until its caller has all of it. From a caller that takes nothing of it for
+//! five minutes ([`OnceLayer::unread`]) it is cut off.
 //!
 //! Put layers that compress or that add headers for one caller alone outside of this one: what an inner layer does is
 //! part of the stored answer.
@@ -61,6 +61,8 @@ use crate::v1::OnLapse;
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 /// The largest body of a request with a key unless told otherwise.
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1 << 20;
+/// How long a caller may take nothing of an answer that is not stored, unless told otherwise.
+pub const DEFAULT_UNREAD: Duration = Duration::from_secs(300);
 
 /// What a handler says is to become of its answer: put it into the extensions of the response. It outranks what the
 /// status says, and the rule.
@@ -120,6 +122,7 @@ pub(crate) struct Options {
     rule: OnFailure,
     max_request_bytes: usize,
     max_response_bytes: usize,
+    unread: Duration,
     fail_open: Option<Duration>,
 }
 
@@ -165,6 +168,7 @@ impl OnceLayer {
             rule: OnFailure::default(),
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             max_response_bytes: usize::MAX,
+            unread: DEFAULT_UNREAD,
             fail_open: None,
         }))
     }
@@ -304,6 +308,13 @@ impl OnceLayer {
     #[must_use]
     pub fn max_response_bytes(self, bytes: usize) -> Self {
         self.with(|options| options.max_response_bytes = bytes)
+    }
+
+    /// How long a caller may take nothing of an answer that is not stored, and whose key it holds by that: then the
+    /// answer is cut off. [`DEFAULT_UNREAD`] unless told otherwise.
+    #[must_use]
+    pub fn unread(self, limit: Duration) -> Self {
+        self.with(|options| options.unread = limit)
     }
 
     /// Runs handlers without a claim when no server has answered for as long as `after`: see

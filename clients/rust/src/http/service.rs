@@ -13,7 +13,7 @@ use tower_service::Service;
 use tracing::Instrument as _;
 
 use super::answer::Answered;
-use super::body::{UNREAD_MAX, boxed};
+use super::body::boxed;
 use super::refusal::Refusal;
 use super::request::Asked;
 use super::{Body, Options, Wire, grpc, plain};
@@ -175,7 +175,7 @@ async fn work<E>(
             if let Some(reply) = reply.take() {
                 let _ = reply.send(Ok(answer));
             }
-            end.reached(UNREAD_MAX).await;
+            end.reached(options.unread).await;
             Err(failure)
         }
         Answered::NotStorable(error) => {
