@@ -24,6 +24,10 @@ export const ATTEMPT_TIME = 10_000;
 
 /** The right to run the work of a key, as the work gets it. */
 export interface Claim {
+  /** The namespace of the key. */
+  readonly namespace: string;
+  /** The key that the run was begun with: behind a middleware with a scope, as onced has it. */
+  readonly key: string;
   /**
    * The fencing token: larger than that of every earlier claim of the key. Give it to the resources that the work
    * changes, so that they can refuse a stale holder. 0 if the claim does not protect.
@@ -55,8 +59,10 @@ export interface Claim {
 }
 
 /** The claim of a run that failed open. */
-export function unprotectedClaim(): Claim {
+export function unprotectedClaim(namespace: string, key: string): Claim {
   return {
+    namespace,
+    key,
     token: 0n,
     attempt: 0,
     checkpoint: undefined,
@@ -113,6 +119,14 @@ export class Held implements Claim {
     this.#sequence = claim.checkpoint?.sequence ?? 0n;
     void this.#keep(sent, waited);
     void this.#guard();
+  }
+
+  get namespace(): string {
+    return this.#holding.namespace;
+  }
+
+  get key(): string {
+    return this.#holding.key;
   }
 
   get owner(): string {

@@ -136,6 +136,7 @@ interface Beginning {
 /** A function to be run once for a key. Made by `Client.once`; each `run` is an attempt of its own. */
 export class Once<C> {
   readonly #host: Host;
+  readonly #namespace: string;
   readonly #key: string;
   readonly #options: RunOptions;
   readonly #codec: OutcomeCodec<C>;
@@ -148,6 +149,7 @@ export class Once<C> {
       if (!fits) throw new InvalidError(`${name} is a time in milliseconds, and cannot be ${ms}`);
     }
     this.#host = host;
+    this.#namespace = options.namespace ?? "default";
     this.#key = key;
     this.#options = options;
     this.#codec = codec;
@@ -327,7 +329,7 @@ export class Once<C> {
   async #runUnprotected<T extends C>(work: (claim: Claim) => T | PromiseLike<T>): Promise<Completion<T>> {
     this.#host.failedOpen();
     try {
-      const value = await work(unprotectedClaim());
+      const value = await work(unprotectedClaim(this.#namespace, this.#key));
       const owner = this.#options.owner ?? this.#host.owner;
       const nothing = { completedAt: undefined, expiresAt: undefined };
       return { value, ranHere: true, owner, attempt: 0, token: 0n, protected: false, ...nothing };
@@ -352,8 +354,8 @@ export class Once<C> {
       throw await giveBack(claim, "in_doubt", error);
     }
     if (claim.lost === "taken_over") throw of(claim, new ClaimLostError("taken_over", cause));
-    const { namespace = "default" } = this.#options;
-    const request = create(CompleteRequestSchema, { namespace, key: this.#key, fencingToken: claim.token, outcome });
+    const { namespace, key, token: fencingToken } = claim;
+    const request = create(CompleteRequestSchema, { namespace, key, fencingToken, outcome });
     // Work that is done is worth trying for as long as the lock would have lived.
     const patience = { total: Math.max(this.#host.timeout, claim.lockTtl), attempt: ATTEMPT_TIME };
     let completed: Completed | undefined;
@@ -371,9 +373,9 @@ export class Once<C> {
   }
 
   #request(): BeginRequest {
-    const { namespace = "default", fingerprint, lockTtl, retention, onLapse, owner } = this.#options;
+    const { fingerprint, lockTtl, retention, onLapse, owner } = this.#options;
     return create(BeginRequestSchema, {
-      namespace,
+      namespace: this.#namespace,
       key: this.#key,
       // Each run is an attempt of its own, and an id is spent once its claim was given back.
       requestId: randomUUID(),

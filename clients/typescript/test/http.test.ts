@@ -109,11 +109,12 @@ each(`a key is one header, and one request`, async (t, start) => {
 
 each(`a key is that of its scope, and may be left out if that is said`, async (t, start) => {
   const { client } = await connect(t);
-  const handler = counting(({ send }) => send(200, {}, "ok"));
+  const handler = counting(({ request, send }) => send(200, {}, `${claimOf(request)?.key}`));
   const port = await start(t, client, handler, { scope: "X-Tenant", required: false });
-  const of = (tenant: string) => ({ key: "k", headers: { "x-tenant": tenant } });
+  const of = (tenant: string) => ({ key: '"k"', headers: { "x-tenant": tenant } });
   for (const tenant of ["a", "b", "a", "b"]) assert.equal((await ask(port, of(tenant))).status, 200);
   assert.equal(handler.runs, 2);
+  assert.equal((await ask(port, of("a"))).body.toString(), "ca978112ca1bbdcafac231b39a23dc4d:k");
   const without = await ask(port, { key: "k" });
   assert.deepEqual([without.status, without.code], [400, "SCOPE_MISSING"]);
   const long = await ask(port, { key: "x".repeat(480), headers: { "x-tenant": "a" } });

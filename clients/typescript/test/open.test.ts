@@ -26,11 +26,12 @@ test("an outage runs the work if the caller says so, and a known holder or a ref
   release.open();
   await held;
   await server.kill();
-  const done = await client.once("k", { failOpen: 300 }).run(async (claim) => {
+  const done = await client.once("k", { namespace: "shop", failOpen: 300 }).run(async (claim) => {
     await claim.saveCheckpoint(new Uint8Array([1]));
-    return [claim.protected, claim.token, claim.attempt, claim.checkpoint, claim.lost];
+    const { namespace, key, token, attempt, checkpoint, lost } = claim;
+    return [claim.protected, namespace, key, token, attempt, checkpoint, lost];
   });
-  assert.deepEqual(done.value, [false, 0n, 0, undefined, undefined]);
+  assert.deepEqual(done.value, [false, "shop", "k", 0n, 0, undefined, undefined]);
   assert.deepEqual([done.ranHere, done.protected, done.token, client.unprotected], [true, false, 0n, 1]);
   const failed = await failure(
     client.once("k", { failOpen: 300 }).run(() => Promise.reject(new Error("boom"))),

@@ -30,13 +30,13 @@ test("duplicates get what the work returned", async (t) => {
   const first = client.once("k", { owner: "first" }).run(async (claim) => {
     begun.open();
     await release.promise;
-    return { attempt: claim.attempt, protects: claim.protected };
+    return { attempt: claim.attempt, protects: claim.protected, of: [claim.namespace, claim.key] };
   });
   await begun.promise;
   const second = client.once("k").run(() => assert.fail("it ran twice"));
   release.open();
   const done = await first;
-  assert.deepEqual(done.value, { attempt: 1, protects: true });
+  assert.deepEqual(done.value, { attempt: 1, protects: true, of: ["default", "k"] });
   assert.deepEqual([done.ranHere, done.owner, done.attempt, done.protected], [true, "first", 1, true]);
   assert.equal(typeof done.token, "bigint");
   assert.ok(done.completedAt && done.expiresAt && done.expiresAt > done.completedAt);
