@@ -1,5 +1,6 @@
 /** The client: where runs begin, and what they share. */
 
+import { setMaxListeners } from "node:events";
 import { hostname, userInfo } from "node:os";
 
 import type { Access } from "./access.js";
@@ -47,6 +48,8 @@ export class Client implements AsyncDisposable {
    */
   constructor(servers?: string | readonly string[], options: ClientOptions = {}) {
     const { timeout = DEFAULT_TIMEOUT, owner = defaultOwner(), clock = new Clock() } = options;
+    // Each run follows it, and any number is no leak.
+    setMaxListeners(0, this.#closing.signal);
     if (!(timeout > 0 && Number.isFinite(timeout))) {
       throw new InvalidError(`timeout is a time in milliseconds, and cannot be ${timeout}`);
     }
