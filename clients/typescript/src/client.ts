@@ -20,6 +20,8 @@ export interface ClientOptions extends Access {
   timeout?: number | undefined;
   /** Who asks, shown to duplicates and operators. Default: `user@host:pid`. */
   owner?: string | undefined;
+  /** Carries calls on streams while there are many, which costs less than calls of their own. Default: yes. */
+  sessions?: boolean | undefined;
   /** The clock that locks are counted on; for tests. */
   clock?: Clock | undefined;
 }
@@ -47,14 +49,14 @@ export class Client implements AsyncDisposable {
    * @throws InvalidError if an address or a file cannot be used. Whether a server is there shows at the first call.
    */
   constructor(servers?: string | readonly string[], options: ClientOptions = {}) {
-    const { timeout = DEFAULT_TIMEOUT, owner = defaultOwner(), clock = new Clock() } = options;
+    const { timeout = DEFAULT_TIMEOUT, owner = defaultOwner(), sessions = true, clock = new Clock() } = options;
     // Each run follows it, and any number is no leak.
     setMaxListeners(0, this.#closing.signal);
     if (!(timeout > 0 && Number.isFinite(timeout))) {
       throw new InvalidError(`timeout is a time in milliseconds, and cannot be ${timeout}`);
     }
     this.#host = {
-      transport: new Transport(addresses(servers), options, clock),
+      transport: new Transport(addresses(servers), options, sessions, clock),
       clock,
       timeout,
       owner,

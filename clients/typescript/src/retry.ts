@@ -32,20 +32,42 @@ export interface Refusal {
   readonly pushback: number | "never";
 }
 
+/** Thrown for an attempt that failed otherwise than as a ServiceError of gRPC. */
+export class Refused extends Error {
+  constructor(readonly refusal: Refusal) {
+    super(refusal.message);
+  }
+}
+
 /** What `error` says. */
 export function refusalOf(error: ServiceError): Refusal {
   const [packed] = error.metadata.get("grpc-status-details-bin");
   const details = packed instanceof Uint8Array ? decoded(packed) : undefined;
-  const info = infoOf(details);
+  const refusal = told(error.code, error.details, details, isSaid(error));
   const [asked] = error.metadata.get("grpc-retry-pushback-ms");
+  return asked === undefined ? refusal : { ...refusal, pushback: pushback(asked.toString()) };
+}
+
+/** What a call in a session was refused with: the same as if it were the status of a unary one. */
+export function refusalIn(status: RpcStatus): Refusal {
+  return told(status.code, status.message, status, isBroken(status.code));
+}
+
+function told(code: number, message: string, details: RpcStatus | undefined, isSaid: boolean): Refusal {
+  const info = infoOf(details);
   return {
-    status: error.code,
+    status: code,
     reason: info?.reason,
-    message: error.details || `status ${Status[error.code] ?? error.code}`,
+    message: message || `status ${Status[code] ?? code}`,
     metadata: info?.metadata ?? {},
-    foreign: info === undefined && isSaid(error),
-    pushback: asked === undefined ? retryDelay(details) : pushback(asked.toString()),
+    foreign: info === undefined && isSaid,
+    pushback: retryDelay(details),
   };
+}
+
+/** What an attempt met that nobody has answered, or not so that it can be read. */
+export function silence(status: number, message: string): Refusal {
+  return { status, reason: undefined, message, metadata: {}, foreign: false, pushback: 0 };
 }
 
 /** Whether the same call may fare better at another time, or at another server. */
@@ -65,9 +87,14 @@ export function worthRepeating(refusal: Refusal): boolean {
   }
 }
 
+/** Whether broken connections come as this code as well. */
+function isBroken(code: number): boolean {
+  return code === Status.CANCELLED || code === Status.UNKNOWN;
+}
+
 /** Whether CANCELLED or UNKNOWN was sent so, and is not the connection's own word for its end. */
 function isSaid({ code, details, metadata }: ServiceError): boolean {
-  if (code !== Status.CANCELLED && code !== Status.UNKNOWN) return false;
+  if (!isBroken(code)) return false;
   const own = /^(Call cancelled|Cancelled on client|No status information received)$/;
   return !own.test(details) || Object.keys(metadata.getMap()).length > 0;
 }
@@ -119,4 +146,9 @@ function detail<T>(status: RpcStatus | undefined, type: string, read: (value: Ui
 /** By gRPC's retry design, a pushback that is no number of milliseconds forbids the retry. */
 function pushback(text: string): number | "never" {
   return /^\d{1,15}$/.test(text) ? Number(text) : "never";
+}
+
+/** A time for people. */
+export function rounded(ms: number): string {
+  return ms < 1_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 100) / 10} s`;
 }

@@ -15,7 +15,8 @@ import {
 import { type Access, adviceFor, Bearer, isLoopback, isUnknownHost, tlsCredentials } from "./access.js";
 import { type Clock, type Moment, sleep } from "./clock.js";
 import { CallError, InvalidError } from "./errors.js";
-import { pause, type Refusal, refusalOf, worthRepeating } from "./retry.js";
+import { pause, type Refusal, Refused, refusalOf, rounded, silence, worthRepeating } from "./retry.js";
+import { Sessions } from "./session.js";
 
 /** How long a connection may take to come up, in milliseconds. */
 const CONNECT_TIME = 3_000;
@@ -91,6 +92,8 @@ class Trial {
   astray = false;
   /** What the last server said that said anything: it tells more than that the time was up. */
   said: Refusal | undefined;
+  /** What the last attempt showed. */
+  token: string | undefined;
 
   constructor(
     readonly begun: Moment,
@@ -115,14 +118,14 @@ export class Transport {
   /** What is set up wrong, until a server answers: a connection does not always end with the same words. */
   #mistake: Refusal | undefined;
 
-  constructor(servers: readonly string[], access: Access, clock: Clock) {
+  constructor(servers: readonly string[], access: Access, sessions: boolean, clock: Clock) {
     if (servers.length === 0) throw new InvalidError("name at least one server, such as 127.0.0.1:7411");
     const overTls = servers.some((server) => server.startsWith("https://"));
     if (!overTls && (access.caFile ?? access.certFile ?? access.keyFile) !== undefined) {
       throw new InvalidError("certificates are for TLS, and no server is called by it: write https://HOST:PORT");
     }
     const secure = overTls ? tlsCredentials(access) : undefined;
-    this.#servers = servers.map((server) => new Server(server, access, secure));
+    this.#servers = servers.map((server) => new Server(server, access, secure, sessions ? clock : undefined));
     const hasToken = (access.token ?? access.tokenFile) !== undefined;
     this.#bearer = hasToken ? new Bearer(access, clock) : undefined;
     this.#clock = clock;
@@ -147,21 +150,52 @@ export class Transport {
     for (;;) {
       if (signal?.aborted) throw trial.fail(undefined);
       const index = this.#current;
-      const sent = this.#clock.now();
-      const time = Math.max(1, Math.min(patience.attempt, this.#left(trial)));
-      const connecting = this.#isThorough(trial) ? CONNECT_TIME : Math.min(CONNECT_TIME, time);
-      const token = this.#bearer?.header();
       try {
-        const message = await this.#server(index).send(lane, method, request, { time, connecting, token, signal });
+        const answer = await this.#attempt(trial, index, lane, method, request);
         this.#answered();
-        return { message, sent };
+        return answer;
       } catch (error) {
         const refusal = this.#met(trial, index, error);
+        const { token } = trial;
         const unknown = refusal.status === Status.UNAUTHENTICATED && token !== undefined;
         // A file is changed a few times at most, so nobody goes round here for long.
         if (unknown && this.#bearer?.renewed(token)) continue;
         await this.#pause(trial, index, refusal);
       }
+    }
+  }
+
+  /** Sends a call once: in a session if one takes it, and as a unary call where that comes to nothing. */
+  async #attempt<I extends DescMessage, O extends DescMessage>(
+    trial: Trial,
+    index: number,
+    lane: Lane,
+    method: DescMethodUnary<I, O>,
+    request: MessageShape<I>,
+  ): Promise<Answer<MessageShape<O>>> {
+    const { patience, signal } = trial;
+    const server = this.#server(index);
+    let sent = this.#clock.now();
+    let time = Math.max(1, Math.min(patience.attempt, this.#left(trial)));
+    trial.token = this.#bearer?.header();
+    const { sessions } = server.line(lane);
+    const session = sessions?.enter(trial.token);
+    try {
+      const answering = session?.call(method, request, time, signal);
+      if (answering) {
+        const message = await answering;
+        if (message) return { message, sent };
+        // It was sent, and may have been carried out.
+        trial.unsettled = true;
+        time = Math.max(1, time - this.#clock.since(sent));
+        sent = this.#clock.now();
+        trial.token = this.#bearer?.header();
+      }
+      const connecting = this.#isThorough(trial) ? CONNECT_TIME : Math.min(CONNECT_TIME, time);
+      const message = await server.send(lane, method, request, { time, connecting, token: trial.token, signal });
+      return { message, sent };
+    } finally {
+      sessions?.leave();
     }
   }
 
@@ -174,7 +208,7 @@ export class Transport {
   #met(trial: Trial, index: number, error: unknown): Refusal {
     const server = this.#server(index);
     const unsent = error instanceof Unsent;
-    const bare = unsent ? error.refusal : refusalOf(error as ServiceError);
+    const bare = error instanceof Refused ? error.refusal : refusalOf(error as ServiceError);
     const advice = server.adviceFor(bare);
     const text = plain(bare.message);
     const refusal = { ...bare, message: advice ? `${server.name}: ${text}; ${advice}` : text };
@@ -250,10 +284,12 @@ export class Transport {
 }
 
 /** An attempt that never reached a server. */
-class Unsent extends Error {
-  constructor(readonly refusal: Refusal) {
-    super(refusal.message);
-  }
+class Unsent extends Refused {}
+
+/** A connection, and its sessions if it may have any. */
+interface Line {
+  readonly connection: Connection;
+  readonly sessions: Sessions | undefined;
 }
 
 /** How a call is sent once: how long it may take, and its connection to come up; what it shows, and who takes it back. */
@@ -270,15 +306,18 @@ class Server {
   readonly #tls: boolean;
   readonly #target: string;
   readonly #credentials: ChannelCredentials;
+  /** The clock of its sessions, if it may have any. */
+  readonly #clock: Clock | undefined;
   /** Made at first use: a client can be made before there is a server. */
-  readonly #connections = new Map<Lane, Connection>();
+  readonly #lines = new Map<Lane, Line>();
 
-  constructor(name: string, access: Access, secure: ChannelCredentials | undefined) {
+  constructor(name: string, access: Access, secure: ChannelCredentials | undefined, clock: Clock | undefined) {
     const { scheme, host, port } = parsed(name);
     this.name = name;
     this.#tls = scheme === "https";
     this.#target = `${host}:${port}`;
     this.#credentials = this.#tls && secure ? secure : credentials.createInsecure();
+    this.#clock = clock;
     const hasToken = (access.token ?? access.tokenFile) !== undefined;
     if (!this.#tls && hasToken && !access.allowTokenInPlaintext && !isLoopback(host)) {
       throw new InvalidError(
@@ -287,14 +326,25 @@ class Server {
     }
   }
 
-  /** Sends a call once. Fails with a ServiceError, or with Unsent. */
+  /** The connection that calls of this lane take. */
+  line(lane: Lane): Line {
+    let line = this.#lines.get(lane);
+    if (line === undefined) {
+      const connection = new Connection(this.#target, this.#credentials, OPTIONS);
+      line = { connection, sessions: this.#clock && new Sessions(connection, this.#clock) };
+      this.#lines.set(lane, line);
+    }
+    return line;
+  }
+
+  /** Sends a unary call once. Fails with a ServiceError, or with Unsent. */
   send<I extends DescMessage, O extends DescMessage>(
     lane: Lane,
     method: DescMethodUnary<I, O>,
     request: MessageShape<I>,
     { time, connecting, token, signal }: Sending,
   ): Promise<MessageShape<O>> {
-    const connection = this.#connection(lane);
+    const { connection } = this.line(lane);
     const metadata = new Metadata();
     if (token !== undefined) metadata.set("authorization", token);
     return new Promise((resolve, reject) => {
@@ -316,12 +366,13 @@ class Server {
       );
       const cancel = () => call.cancel();
       signal?.addEventListener("abort", cancel, { once: true });
+      if (signal?.aborted) cancel();
       if (connection.getChannel().getConnectivityState(true) === connectivityState.READY) return;
       connection.waitForReady(Date.now() + connecting, (late) => {
         if (!late || ended) return;
-        unsent = new Unsent(silence(`no connection to ${this.name} within ${rounded(connecting)}`));
+        unsent = new Unsent(silence(Status.UNAVAILABLE, `no connection to ${this.name} within ${rounded(connecting)}`));
         // What hangs would hang for as long again; the next attempt is to dial anew.
-        if (this.#connections.get(lane) === connection) this.#connections.delete(lane);
+        if (this.#lines.get(lane)?.connection === connection) this.#lines.delete(lane);
         connection.close();
         call.cancel();
       });
@@ -334,17 +385,11 @@ class Server {
   }
 
   close(): void {
-    for (const connection of this.#connections.values()) connection.close();
-    this.#connections.clear();
-  }
-
-  #connection(lane: Lane): Connection {
-    let connection = this.#connections.get(lane);
-    if (connection === undefined) {
-      connection = new Connection(this.#target, this.#credentials, OPTIONS);
-      this.#connections.set(lane, connection);
+    for (const { connection, sessions } of this.#lines.values()) {
+      sessions?.close();
+      connection.close();
     }
-    return connection;
+    this.#lines.clear();
   }
 }
 
@@ -377,19 +422,10 @@ function plain(message: string): string {
   return text.replace(/^[0-9A-F]+:error:[0-9A-F]+:SSL routines:\w*:([^:]+):.*$/s, "TLS: $1");
 }
 
-function silence(message: string): Refusal {
-  return { status: Status.UNAVAILABLE, reason: undefined, message, metadata: {}, foreign: false, pushback: 0 };
-}
-
 function refused(refusal: Refusal): CallError {
   return new CallError(shown(refusal), refusal, false);
 }
 
 function shown(refusal: Refusal): string {
   return refusal.reason === undefined ? refusal.message : `${refusal.message} (${refusal.reason})`;
-}
-
-/** A time for people. */
-function rounded(ms: number): string {
-  return ms < 1_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 100) / 10} s`;
 }

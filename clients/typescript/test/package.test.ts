@@ -61,17 +61,27 @@ test("CommonJS has the same classes", () => {
   assert.equal(required.OncedError, OncedError);
 });
 
-test("a process that has closed its client ends by itself", async (t) => {
-  const server = await Server.start(t);
-  const program = `
-    import { Client } from ${JSON.stringify(join(root, "build/index.js"))};
-    const client = new Client("${server.address}");
-    await client.once("k").run(() => 1);
-    await client.close();
-  `;
-  const child = spawn(process.execPath, ["--input-type=module", "--eval", program], { stdio: "inherit" });
-  assert.deepEqual(await once(child, "exit"), [0, null]);
-});
+for (const [what, last] of Object.entries({ closed: "await client.close();", "not closed": "" })) {
+  test(`a process that has ${what} its client ends by itself`, async (t) => {
+    const server = await Server.start(t);
+    const program = `
+      import { Client } from ${JSON.stringify(join(root, "build/index.js"))};
+      const client = new Client("${server.address}");
+      await client.once("first").run(() => 1);
+      // So many that they go into sessions.
+      const run = (n, i) => client.once(n + "." + i).run(() => 1);
+      for (let n = 0; n < 5; n += 1) await Promise.all(Array.from({ length: 100 }, (_, i) => run(n, i)));
+      ${last}
+    `;
+    const child = spawn(process.execPath, ["--input-type=module", "--eval", program], { stdio: "pipe" });
+    let said = "";
+    for (const output of [child.stdout, child.stderr]) output.on("data", (text: Buffer) => (said += text.toString()));
+    const began = performance.now();
+    assert.deepEqual(await once(child, "exit"), [0, null]);
+    assert.ok(performance.now() - began < 10_000);
+    assert.equal(said, "");
+  });
+}
 
 /** Packs what would be published, into `dir`. */
 function packed(dir: string): { file: string; paths: string[] } {
