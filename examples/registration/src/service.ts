@@ -1,7 +1,7 @@
 /** The registration of users, behind onced: the same request gets the same answer, whatever happens in between. */
 
 import express, { type Request } from "express";
-import { Client } from "onced";
+import { type Claim, Client } from "onced";
 import { claimOf, idempotency } from "onced/express";
 
 import { reach } from "./faults.js";
@@ -35,7 +35,7 @@ app.post("/users", async (request, response) => {
   const claim = claimOf(request);
   if (site === undefined || claim === undefined) throw new Error("the middleware lets nothing pass without these");
   reach("before_commit");
-  const outcome = await register(site, keyOf(request), claim.token, form);
+  const outcome = await register(site, claim, form);
   reach("after_commit");
   if (outcome === "stale") {
     console.log("refused a stale claim");
@@ -55,12 +55,6 @@ app.delete("/users/:id", deleteUser);
 app.use(onError);
 serve(app);
 
-/** The key as the middleware reads it, which has refused all that is no key: quoted and bare are the same one. */
-function keyOf(request: Request): string {
-  const text = (request.get("Idempotency-Key") ?? "").trim();
-  return text.startsWith('"') ? text.slice(1, -1).replace(/\\(.)/g, "$1") : text;
-}
-
 /** What became of a key, as the table has it. */
 type Outcome = { readonly id: string } | { readonly refused: "EMAIL_USED" };
 
@@ -69,16 +63,16 @@ type Outcome = { readonly id: string } | { readonly refused: "EMAIL_USED" };
  * committed is found here by the next one, which else would meet its own e-mail, or find one free that it was refused.
  * One that was paused, and has been taken over from, is refused by its fencing token.
  */
-async function register(site: string, key: string, token: bigint, form: Form): Promise<Outcome | "stale"> {
+async function register(site: string, { key, token }: Claim, form: Form): Promise<Outcome | "stale"> {
   const db = await pool.connect();
   let broken: unknown;
   try {
     await db.query("BEGIN");
     const noted = await db.query<{ outcome: Outcome | null }>(
-      `INSERT INTO registrations (site, key, token) VALUES ($1, $2, $3)
-       ON CONFLICT (site, key) DO UPDATE SET token = excluded.token WHERE registrations.token <= excluded.token
+      `INSERT INTO registrations (key, token) VALUES ($1, $2)
+       ON CONFLICT (key) DO UPDATE SET token = excluded.token WHERE registrations.token <= excluded.token
        RETURNING outcome`,
-      [site, key, token],
+      [key, token],
     );
     const found = noted.rows[0];
     const outcome = found && (found.outcome ?? (await decide()));
@@ -99,7 +93,7 @@ async function register(site: string, key: string, token: bigint, form: Form): P
       [site, form.email, form.name],
     );
     const outcome: Outcome = rows[0] ?? { refused: "EMAIL_USED" };
-    await db.query("UPDATE registrations SET outcome = $3 WHERE site = $1 AND key = $2", [site, key, outcome]);
+    await db.query("UPDATE registrations SET outcome = $2 WHERE key = $1", [key, outcome]);
     return outcome;
   }
 }

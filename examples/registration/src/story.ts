@@ -198,7 +198,7 @@ async function quotedKey(world: World): Promise<void> {
   const form = formOf(world, "quoted@example.com");
   const quoted = await register([world.a.url], { ...form, key: String.raw`"a \"quoted\" key"` });
   const bare = await register([world.a.url], { ...form, key: 'a "quoted" key' });
-  const { rows } = await world.pool.query("SELECT FROM registrations WHERE key = 'a \"quoted\" key'");
+  const { rows } = await world.pool.query("SELECT FROM registrations WHERE key LIKE '%:a \"quoted\" key'");
   say(`  One key, quoted and bare: ${told(quoted)} and ${told(bare)}`);
   expect(quoted.status === 201 && bare.replayed && rows.length === 1, "quoted and bare are one key");
 }
