@@ -189,7 +189,7 @@ class Session {
       };
       const giveUp = () => takeBack(Status.CANCELLED, "the caller gave up");
       const late = () => takeBack(Status.DEADLINE_EXCEEDED, `no answer within ${rounded(time)}`);
-      const timer = setTimeout(late, time + MARGIN);
+      const timer = setTimeout(late, time + Math.min(MARGIN, time / 4));
       signal?.addEventListener("abort", giveUp, { once: true });
       this.#calls.set(id, { name: method.localName, end: (result) => end(result as MessageShape<O>) });
       this.#stream.write(bytes);
