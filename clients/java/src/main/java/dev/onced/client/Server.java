@@ -27,15 +27,21 @@ final class Server {
     private final Executor executor;
     /** By lane. Connected at first use: a client can be made before there is a server. */
     private final ManagedChannel[] channels = new ManagedChannel[Transport.Lane.values().length];
+    /** By lane, too. */
+    private final Sessions[] sessions = new Sessions[channels.length];
 
     private boolean closed;
 
-    Server(String name, Access access, Executor executor) {
+    Server(String name, Access access, Executor executor, Transport transport) {
         URI uri = parse(name);
         this.name = name;
         this.host = uri.getHost();
         this.port = uri.getPort();
         this.executor = executor;
+        for (int lane = 0; lane < sessions.length; lane++) {
+            int index = lane;
+            sessions[lane] = new Sessions(transport, executor, () -> connected(index));
+        }
         if (uri.getScheme().equals("https")) {
             tls = access.tls();
         } else if (access.hasToken() && !access.tokenInPlaintext() && !isLoopback(host)) {
@@ -113,6 +119,15 @@ final class Server {
         return channel;
     }
 
+    private synchronized ManagedChannel connected(int lane) {
+        ManagedChannel channel = channels[lane];
+        return channel != null && channel.getState(false) == ConnectivityState.READY ? channel : null;
+    }
+
+    Sessions sessions(Transport.Lane lane) {
+        return sessions[lane.ordinal()];
+    }
+
     /** Gives up a connection that does not come up. */
     synchronized void drop(Transport.Lane lane, ManagedChannel channel) {
         if (channels[lane.ordinal()] == channel && channel.getState(false) == ConnectivityState.CONNECTING) {
@@ -121,11 +136,19 @@ final class Server {
         }
     }
 
-    synchronized void close() {
-        closed = true;
-        for (ManagedChannel channel : channels) {
-            if (channel != null) {
-                channel.shutdownNow();
+    void close() {
+        for (Sessions ofLane : sessions) {
+            Session session = ofLane.current();
+            if (session != null) {
+                session.end();
+            }
+        }
+        synchronized (this) {
+            closed = true;
+            for (ManagedChannel channel : channels) {
+                if (channel != null) {
+                    channel.shutdownNow();
+                }
             }
         }
     }
