@@ -1,12 +1,6 @@
 package dev.onced.client;
 
-import com.google.protobuf.Message;
-import com.google.protobuf.MessageLite;
-import dev.onced.v1.BeginRequest;
 import dev.onced.v1.CancelCall;
-import dev.onced.v1.CompleteRequest;
-import dev.onced.v1.ReleaseRequest;
-import dev.onced.v1.RenewRequest;
 import dev.onced.v1.SessionRequest;
 import dev.onced.v1.SessionResponse;
 import io.grpc.ClientCall;
@@ -14,7 +8,6 @@ import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import io.grpc.StatusException;
-import io.grpc.protobuf.StatusProto;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -25,15 +18,12 @@ import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.TimeUnit;
 
 /**
- * One stream that carries many calls. Answers go to the threads of the client, as those of unary calls do; what is heard
- * of the stream itself is handled in the connection's own thread, and never waits.
+ * One stream that carries many calls. Answers go to the threads of the client, as those of unary calls do; what is
+ * heard of the stream itself is handled in the connection's own thread, and never waits.
  */
 final class Session extends ClientCall.Listener<SessionResponse> {
     /** How many calls may be open at once. */
     private static final int MOST_CALLS = 512;
-
-    /** Larger requests would hold up the others. */
-    private static final int LARGEST_REQUEST = 64 << 10;
 
     private static final long OPENING_TIME = TimeUnit.SECONDS.toNanos(10);
     private static final long IDLE_TIME = TimeUnit.SECONDS.toNanos(30);
@@ -123,7 +113,7 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         if (!stands || retired || open.size() >= MOST_CALLS || !stream.isReady()) {
             return null;
         }
-        SessionRequest.Builder message = message(request);
+        SessionRequest.Builder message = Envelope.of(request);
         if (message == null) {
             return null;
         }
@@ -135,23 +125,6 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         open.put(id, new Open<>(method, caller, timeout));
         stream.sendMessage(message.setId(id).setTimeout(Wire.duration(time)).build());
         return () -> takeBack(id, Status.CANCELLED);
-    }
-
-    /** None for what is no call of a session. */
-    private static SessionRequest.Builder message(Object request) {
-        SessionRequest.Builder message = SessionRequest.newBuilder();
-        if (((MessageLite) request).getSerializedSize() > LARGEST_REQUEST) {
-            return null;
-        } else if (request instanceof BeginRequest begin) {
-            return message.setBegin(begin);
-        } else if (request instanceof CompleteRequest complete) {
-            return message.setComplete(complete);
-        } else if (request instanceof RenewRequest renew) {
-            return message.setRenew(renew);
-        } else if (request instanceof ReleaseRequest release) {
-            return message.setRelease(release);
-        }
-        return null;
     }
 
     /** Nobody waits for this call any more. An answer that still comes is dropped. */
@@ -195,40 +168,30 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     }
 
     private <A> void answered(Open<A> call, SessionResponse response) {
-        Message content = content(response);
-        Class<A> asked = ((MethodDescriptor.ReflectableMarshaller<A>) call.method().getResponseMarshaller()).getMessageClass();
-        if (asked.isInstance(content)) {
-            call.caller().onMessage(asked.cast(content));
+        A answer = Envelope.answer(response, call.method());
+        StatusException refusal = Envelope.refusal(response);
+        if (answer != null) {
+            call.caller().onMessage(answer);
             call.caller().onClose(Status.OK, new Metadata());
-        } else if (response.getError().getCode() == Status.Code.OK.value()) {
-            call.caller().onClose(UNREADABLE, new Metadata());
+        } else if (refusal != null) {
+            refused(call.caller(), refusal.getStatus(), refusal.getTrailers());
         } else {
-            refused(call.caller(), response.getError());
+            call.caller().onClose(UNREADABLE, new Metadata());
         }
     }
 
-    /** The answer, if it is a good one. */
-    private static Message content(SessionResponse response) {
-        return switch (response.getAnswerCase()) {
-            case BEGIN -> response.getBegin();
-            case COMPLETE -> response.getComplete();
-            case RENEW -> response.getRenew();
-            case RELEASE -> response.getRelease();
-            default -> null;
-        };
-    }
-
-    private void refused(Caller<?> caller, com.google.rpc.Status error) {
-        int known = Status.fromCodeValue(error.getCode()).getCode().value();
-        StatusException refusal =
-                StatusProto.toStatusException(error.toBuilder().setCode(known).build());
-        String reason = Refusal.of(refusal.getStatus(), refusal.getTrailers()).reason();
+    private void refused(Caller<?> caller, Status status, Metadata trailers) {
+        String reason = Refusal.of(status, trailers).reason();
         if (reason != null && (reason.equals("DRAINING") || reason.startsWith("CREDENTIALS"))) {
             // It says more of the session than of the call.
             retire();
             caller.broken();
+        } else if (status.getCode() == Status.Code.DEADLINE_EXCEEDED) {
+            // By the time that the client gave it. A call by itself ends so without an answer, and a server that only
+            // lets time pass must not count as one that answers.
+            caller.onClose(Status.DEADLINE_EXCEEDED, new Metadata());
         } else {
-            caller.onClose(refusal.getStatus(), refusal.getTrailers());
+            caller.onClose(status, trailers);
         }
     }
 

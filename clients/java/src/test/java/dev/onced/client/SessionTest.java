@@ -3,175 +3,30 @@ package dev.onced.client;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
-import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Any;
-import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import dev.onced.v1.BeginRequest;
-import dev.onced.v1.BeginResponse;
 import dev.onced.v1.CompleteResponse;
-import dev.onced.v1.IdempotencyServiceGrpc;
-import dev.onced.v1.ReleaseRequest;
 import dev.onced.v1.SessionRequest;
 import dev.onced.v1.SessionResponse;
 import io.grpc.Status;
-import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Queue;
 import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.CompletionException;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicLong;
-import java.util.function.BooleanSupplier;
-import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** Many calls on one stream, with a server that does what a test wants of it. */
+/** What becomes of calls in a session. */
 @Timeout(60)
-class SessionTest {
-    private static final long SECOND = TimeUnit.SECONDS.toNanos(1);
-
-    private final SessionServer server = new SessionServer();
-    /** Added to the time of the client. */
-    private final AtomicLong later = new AtomicLong();
-
-    private Onced client;
-    private Sessions sessions;
-
-    @BeforeEach
-    void start() {
-        client = Onced.builder(server.address())
-                .timeout(Duration.ofSeconds(5))
-                .clock(() -> System.nanoTime() + later.get())
-                .build();
-        sessions = client.transport.server(0).sessions(Transport.Lane.WAITING);
-    }
-
-    @AfterEach
-    void end() {
-        client.close(Duration.ZERO);
-        server.close();
-    }
-
-    private static void await(String what, BooleanSupplier condition) {
-        long until = System.nanoTime() + 10 * SECOND;
-        while (!condition.getAsBoolean()) {
-            assertTrue(System.nanoTime() < until, what);
-            Thread.onSpinWait();
-        }
-    }
-
-    private CompletableFuture<Transport.Answer<BeginResponse>> begin(String key, long attempt, Queue<Refusal> refusals) {
-        BeginRequest request = BeginRequest.newBuilder().setKey(key).build();
-        return client.transport.call(
-                Transport.Lane.WAITING,
-                new Transport.Patience(10 * SECOND, attempt),
-                IdempotencyServiceGrpc.getBeginMethod(),
-                request,
-                (refusal, setUpWrong) -> refusals.add(refusal));
-    }
-
-    private CompletableFuture<Transport.Answer<BeginResponse>> begin(String key) {
-        return begin(key, 5 * SECOND, new ConcurrentLinkedQueue<>());
-    }
-
-    /** Counts calls in that never end. A call before them makes the connection. */
-    private void crowd() {
-        begin("first").join();
-        for (int i = 0; i < 16; i++) {
-            sessions.enter();
-        }
-    }
-
-    private SessionServer.Stream session() throws Exception {
-        crowd();
-        return awaitSession();
-    }
-
-    private SessionServer.Stream awaitSession() throws Exception {
-        SessionServer.Stream stream = server.streams.poll(10, TimeUnit.SECONDS);
-        assertNotNull(stream, "no session was opened");
-        await("the session stands", () -> sessions.current() != null && sessions.current().lifetime() >= 0);
-        server.begins.clear();
-        server.deadlines.clear();
-        return stream;
-    }
-
-    private static SessionResponse claim(SessionRequest request, long token) {
-        return SessionResponse.newBuilder()
-                .setId(request.getId())
-                .setBegin(SessionServer.claim(token))
-                .build();
-    }
-
-    private static SessionResponse refusal(SessionRequest request, Status.Code code, String reason) {
-        return SessionResponse.newBuilder()
-                .setId(request.getId())
-                .setError(error(code, reason))
-                .build();
-    }
-
-    private static com.google.rpc.Status.Builder error(Status.Code code, String reason) {
-        ErrorInfo info =
-                ErrorInfo.newBuilder().setDomain("onced.dev").setReason(reason).build();
-        return com.google.rpc.Status.newBuilder()
-                .setCode(code.value())
-                .setMessage("no")
-                .addDetails(Any.pack(info));
-    }
-
-    private static CallException refused(CompletableFuture<?> call) {
-        var thrown = assertThrows(CompletionException.class, call::join);
-        return (CallException) thrown.getCause();
-    }
-
-    @Test
-    void noCallWaitsForASessionToOpen() throws Exception {
-        server.headers = new CompletableFuture<>();
-        server.holdsBegins = true;
-        List<CompletableFuture<?>> crowd = new ArrayList<>();
-        for (int i = 0; i < 15; i++) {
-            crowd.add(begin("k" + i));
-            assertNotNull(server.begins.take());
-        }
-        assertNull(server.streams.poll());
-        crowd.add(begin("k15"));
-        assertNotNull(server.begins.take());
-        var stream = server.streams.poll(10, TimeUnit.SECONDS);
-        crowd.add(begin("unary"));
-        assertEquals("unary", server.begins.take().getKey());
-        server.headers.complete(null);
-        await("the session stands", () -> sessions.current().lifetime() >= 0);
-        var call = begin("k");
-        SessionRequest request = stream.take();
-        assertEquals("k", request.getBegin().getKey());
-        stream.answer(claim(request, 3));
-        assertEquals(3, call.join().message().getClaim().getFencingToken());
-        crowd.forEach(waits -> waits.cancel(true));
-    }
-
-    @Test
-    void sessionsCanBeTurnedOff() {
-        try (Onced without = Onced.builder(server.address()).sessions(false).build()) {
-            without.once("first").run(String.class, claim -> "done");
-            Sessions none = without.transport.server(0).sessions(Transport.Lane.WAITING);
-            for (int i = 0; i < 20; i++) {
-                none.enter();
-            }
-            assertNull(none.current());
-        }
-    }
-
+class SessionTest extends InSession {
     @Test
     void answersFindTheirCallsInAnyOrderAndOthersAreDropped() throws Exception {
         var stream = session();
@@ -220,6 +75,7 @@ class SessionTest {
     @EnumSource(End.class)
     void whatBefallsTheStreamIsNoAnswer(End end) throws Exception {
         var stream = session();
+        server.refusal = Status.UNIMPLEMENTED;
         var refusals = new ConcurrentLinkedQueue<Refusal>();
         var first = begin("a", 4 * SECOND, refusals);
         var second = begin("b", 4 * SECOND, refusals);
@@ -247,6 +103,7 @@ class SessionTest {
     @Test
     void whatWasSentTwiceMayHaveBeenDoneByTheFirst() throws Exception {
         var stream = session();
+        server.refusal = Status.UNIMPLEMENTED;
         server.begin = request -> {
             throw SessionServer.refusal(error(Status.Code.RESOURCE_EXHAUSTED, "STORE_FULL"));
         };
@@ -349,10 +206,35 @@ class SessionTest {
         assertTrue(refusal.message().contains("did not answer within 1.0 s"), refusal::message);
     }
 
-    private void assertStillGood(SessionServer.Stream stream) throws Exception {
-        var call = begin("good");
-        stream.answer(claim(stream.take(), 8));
-        assertEquals(8, call.join().message().getClaim().getFencingToken());
+    @Test
+    void aServerThatLetsTheTimePassHasNotAnswered() throws Exception {
+        var stream = session();
+        var refusals = new ConcurrentLinkedQueue<Refusal>();
+        var call = begin("k", SECOND, refusals);
+        stream.answer(refusal(stream.take(), Status.Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"));
+        stream.answer(claim(stream.take(), 1));
+        call.join();
+        Refusal refusal = refusals.remove();
+        assertEquals(Status.Code.DEADLINE_EXCEEDED, refusal.code());
+        assertFalse(refusal.isAnswer());
+        assertTrue(refusal.mayBeDone());
+    }
+
+    @Test
+    void whatACallerDoesWithItsAnswerHoldsUpNobody() throws Exception {
+        var stream = session();
+        var go = new CompletableFuture<Void>();
+        var started = new CompletableFuture<Void>();
+        var slow = client.once("slow").runStage(Codec.text(), claim -> {
+            started.complete(null);
+            go.join();
+            return CompletableFuture.completedFuture("done");
+        });
+        stream.answer(claim(stream.take(), 1));
+        started.join();
+        assertStillGood(stream);
+        go.complete(null);
+        assertEquals("done", slow.join().value());
     }
 
     @Test
@@ -384,110 +266,5 @@ class SessionTest {
         });
         assertTrue(open.size() < 100, () -> open.size() + " were sent in vain");
         open.forEach(call -> call.cancel(true));
-    }
-
-    @Test
-    void anIdleSessionEndsAndAnotherMayBeOpened() throws Exception {
-        var stream = session();
-        var waits = begin("k");
-        SessionRequest request = stream.take();
-        later.addAndGet(31 * SECOND);
-        sessions.current().endIfIdle();
-        stream.answer(claim(request, 1));
-        waits.join();
-        later.addAndGet(29 * SECOND);
-        sessions.current().endIfIdle();
-        assertStillGood(stream);
-        assertFalse(stream.halfClosed().isDone());
-        later.addAndGet(30 * SECOND);
-        sessions.current().endIfIdle();
-        stream.halfClosed().get(10, TimeUnit.SECONDS);
-        await("it has ended", () -> sessions.current() == null);
-        begin("unary").join();
-        assertStillGood(awaitSession());
-    }
-
-    @Test
-    void closingTheClientEndsItsSessions() throws Exception {
-        var stream = session();
-        var started = new CompletableFuture<Void>();
-        var go = new CompletableFuture<Void>();
-        var run = client.once("k").runAsync(String.class, claim -> {
-            started.complete(null);
-            go.get();
-            return "done";
-        });
-        stream.answer(claim(stream.take(), 1));
-        started.join();
-        assertFalse(client.close(Duration.ZERO));
-        assertFalse(stream.halfClosed().isDone());
-        go.complete(null);
-        assertTrue(client.close(Duration.ofSeconds(10)));
-        assertEquals("done", run.join().value());
-        // Ended, and not only cut off.
-        stream.halfClosed().get(10, TimeUnit.SECONDS);
-        assertTrue(client.timer.awaitTermination(5, TimeUnit.SECONDS), "the timer goes on");
-        assertTrue(client.threads.awaitTermination(5, TimeUnit.SECONDS), "threads go on");
-    }
-
-    @Test
-    void oneThatCannotBeOpenedIsNotTriedAgainForAMinute() throws Exception {
-        server.refusal = Status.UNIMPLEMENTED;
-        crowd();
-        await("it was refused", () -> server.refused.get() == 1 && sessions.current() == null);
-        later.addAndGet(59 * SECOND);
-        begin("k").join();
-        assertEquals(1, server.refused.get());
-        server.refusal = null;
-        later.addAndGet(SECOND);
-        begin("k").join();
-        assertStillGood(awaitSession());
-    }
-
-    @Test
-    void oneThatIsNotAnsweredIsGivenUp() throws Exception {
-        server.headers = new CompletableFuture<>();
-        crowd();
-        assertNotNull(server.streams.poll(10, TimeUnit.SECONDS));
-        long delay = client.timer.getQueue().peek() instanceof java.util.concurrent.Delayed timer
-                ? timer.getDelay(TimeUnit.SECONDS)
-                : 0;
-        assertTrue(delay >= 8 && delay <= 10, () -> delay + " s");
-        sessions.current().giveUpOpening();
-        await("it has ended", () -> sessions.current() == null);
-        begin("k").join();
-        assertNull(server.streams.poll());
-    }
-
-    @Test
-    void thoseThatAreCutSoonAreNotOpenedAgainAndAgain() throws Exception {
-        var stream = session();
-        for (int i = 0; i < 3; i++) {
-            stream.out().onCompleted();
-            await("it has ended", () -> sessions.current() == null);
-            begin("k").join();
-            if (i < 2) {
-                stream = awaitSession();
-            }
-        }
-        assertNull(sessions.current());
-        later.addAndGet(60 * SECOND);
-        begin("k").join();
-        assertStillGood(awaitSession());
-    }
-
-    @Test
-    void holdersHaveASessionOfTheirOwn() throws Exception {
-        var stream = session();
-        client.transport
-                .call(
-                        Transport.Lane.HOLDING,
-                        new Transport.Patience(SECOND, SECOND),
-                        IdempotencyServiceGrpc.getReleaseMethod(),
-                        ReleaseRequest.getDefaultInstance(),
-                        Transport.Watcher.NOBODY)
-                .join();
-        assertEquals(1, server.releases.get());
-        assertTrue(stream.requests().isEmpty());
     }
 }
