@@ -206,8 +206,11 @@ final class Session extends ClientCall.Listener<SessionResponse> {
             open.clear();
         }
         unanswered.forEach(call -> call.timeout().cancel(false));
-        owner.ended(this);
-        tell(() -> unanswered.forEach(call -> call.caller().broken()));
+        // This may be a thread that closes the connection, with locks that those who call need.
+        tell(() -> {
+            owner.ended(this);
+            unanswered.forEach(call -> call.caller().broken());
+        });
     }
 
     /** How long it stood; below 0 if it never did. */
