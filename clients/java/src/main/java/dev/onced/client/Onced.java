@@ -192,9 +192,11 @@ public final class Onced implements AutoCloseable {
     }
 
     private void shutDown() {
-        transport.close();
-        timer.shutdown();
-        threads.shutdown();
+        transport.endSessions().thenRun(() -> {
+            transport.close();
+            timer.shutdown();
+            threads.shutdown();
+        });
         ended.complete(null);
     }
 

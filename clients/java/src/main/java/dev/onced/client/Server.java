@@ -9,7 +9,10 @@ import java.net.InetAddress;
 import java.net.URI;
 import java.net.URISyntaxException;
 import java.net.UnknownHostException;
+import java.util.Arrays;
 import java.util.Locale;
+import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 
@@ -136,19 +139,20 @@ final class Server {
         }
     }
 
-    void close() {
-        for (Sessions ofLane : sessions) {
-            Session session = ofLane.current();
-            if (session != null) {
-                session.end();
-            }
-        }
-        synchronized (this) {
-            closed = true;
-            for (ManagedChannel channel : channels) {
-                if (channel != null) {
-                    channel.shutdownNow();
-                }
+    /** Ends the sessions well, which takes as long as the server takes to hear of it. */
+    CompletableFuture<?> endSessions() {
+        return CompletableFuture.allOf(Arrays.stream(sessions)
+                .map(Sessions::current)
+                .filter(Objects::nonNull)
+                .map(Session::end)
+                .toArray(CompletableFuture[]::new));
+    }
+
+    synchronized void close() {
+        closed = true;
+        for (ManagedChannel channel : channels) {
+            if (channel != null) {
+                channel.shutdownNow();
             }
         }
     }

@@ -12,6 +12,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.Future;
 import java.util.concurrent.RejectedExecutionException;
@@ -27,6 +28,9 @@ final class Session extends ClientCall.Listener<SessionResponse> {
 
     private static final long OPENING_TIME = TimeUnit.SECONDS.toNanos(10);
     private static final long IDLE_TIME = TimeUnit.SECONDS.toNanos(30);
+
+    /** How long the server may take to end it, too. */
+    private static final long ENDING_TIME = TimeUnit.SECONDS.toNanos(1);
 
     /** How much longer than the server the client waits for an answer. */
     private static final long GRACE = TimeUnit.MILLISECONDS.toNanos(250);
@@ -47,6 +51,7 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     private final Executor executor;
     private final Sessions owner;
     private final ClientCall<SessionRequest, SessionResponse> stream;
+    private final CompletableFuture<Void> over = new CompletableFuture<>();
 
     // All below is guarded by this.
     private final Map<Long, Open<?>> open = new HashMap<>();
@@ -61,7 +66,7 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     private long opened;
     /** Since when nothing is open, if nothing is. */
     private long idle;
-    /** Of the opening; then of being idle. */
+    /** Of the opening; then of being idle; then of the end. */
     private Future<?> timer;
 
     Session(
@@ -210,6 +215,7 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         tell(() -> {
             owner.ended(this);
             unanswered.forEach(call -> call.caller().broken());
+            over.complete(null);
         });
     }
 
@@ -238,14 +244,17 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         }
     }
 
-    /** Takes and sends no more. */
-    synchronized void end() {
+    /** Takes and sends no more; when the stream is gone. */
+    synchronized CompletableFuture<Void> end() {
         retired = true;
         if (!ended) {
             ended = true;
             timer.cancel(false);
             stream.halfClose();
+            timer = transport.timer.schedule(
+                    () -> stream.cancel("the server does not end it", null), ENDING_TIME, TimeUnit.NANOSECONDS);
         }
+        return over;
     }
 
     private void tell(Runnable told) {

@@ -131,6 +131,11 @@ final class Transport {
         return reached;
     }
 
+    CompletableFuture<?> endSessions() {
+        return CompletableFuture.allOf(
+                servers.stream().map(Server::endSessions).toArray(CompletableFuture[]::new));
+    }
+
     void close() {
         servers.forEach(Server::close);
     }

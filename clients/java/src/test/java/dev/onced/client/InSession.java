@@ -62,7 +62,7 @@ abstract class InSession {
         BeginRequest request = BeginRequest.newBuilder().setKey(key).build();
         return client.transport.call(
                 Transport.Lane.WAITING,
-                new Transport.Patience(10 * SECOND, attempt),
+                new Transport.Patience(30 * SECOND, attempt),
                 IdempotencyServiceGrpc.getBeginMethod(),
                 request,
                 (refusal, setUpWrong) -> refusals.add(refusal));

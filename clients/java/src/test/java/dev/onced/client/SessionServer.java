@@ -70,6 +70,8 @@ final class SessionServer implements AutoCloseable {
     volatile CompletableFuture<Void> headers = CompletableFuture.completedFuture(null);
     /** Whether it reads what is sent in sessions. */
     volatile boolean reads = true;
+    /** Whether it ends those that the client ends. */
+    volatile boolean ends = true;
 
     private Server server = start(0);
 
@@ -185,7 +187,9 @@ final class SessionServer implements AutoCloseable {
                 @Override
                 public void onCompleted() {
                     stream.halfClosed().complete(null);
-                    out.onCompleted();
+                    if (ends) {
+                        out.onCompleted();
+                    }
                 }
             };
         }

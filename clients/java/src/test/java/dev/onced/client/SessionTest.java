@@ -244,7 +244,7 @@ class SessionTest extends InSession {
         assertEquals(64 << 10, server.begins.take().getKey().length());
         List<CompletableFuture<?>> open = new ArrayList<>();
         for (int i = 0; i < 512; i++) {
-            open.add(begin("open"));
+            open.add(begin("open", 30 * SECOND, new ConcurrentLinkedQueue<>()));
             stream.take();
         }
         begin("one more").join();

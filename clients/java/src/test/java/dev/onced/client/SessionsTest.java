@@ -103,6 +103,15 @@ class SessionsTest extends InSession {
     }
 
     @Test
+    void aServerThatDoesNotEndASessionHoldsNobodyUp() throws Exception {
+        server.ends = false;
+        session();
+        assertTrue(client.close(Duration.ofSeconds(10)));
+        assertTrue(client.timer.awaitTermination(5, TimeUnit.SECONDS), "the timer goes on");
+        assertTrue(client.threads.awaitTermination(5, TimeUnit.SECONDS), "threads go on");
+    }
+
+    @Test
     void oneThatCannotBeOpenedIsNotTriedAgainForAMinute() throws Exception {
         server.refusal = Status.UNIMPLEMENTED;
         crowd();
