@@ -15,8 +15,6 @@ import java.util.concurrent.TimeUnit;
 
 /** One call, sent as often as it takes. */
 final class Call<Q, A> {
-    private static final Metadata.Key<String> AUTHORIZATION =
-            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
     private static final long SHORTEST_ATTEMPT = TimeUnit.MILLISECONDS.toNanos(1);
 
     private final Transport transport;
@@ -35,8 +33,8 @@ final class Call<Q, A> {
     private Refusal answered;
     /** Whether an attempt may have been carried out. */
     private boolean mayBeDone;
-    /** The attempt that is under way. */
-    private ClientCall<Q, A> attempt;
+    /** Ends the attempt that is under way. */
+    private Runnable takeBack;
 
     Call(
             Transport transport,
@@ -62,16 +60,22 @@ final class Call<Q, A> {
 
     /** Ends an attempt that nobody waits for any more. */
     private synchronized void stop() {
-        if (attempt != null) {
-            attempt.cancel("its caller has given up", null);
+        if (takeBack != null) {
+            takeBack.run();
         }
     }
 
     private void attempt() {
+        sending(() -> new Attempt(transport.current()).start());
+    }
+
+    /** Sends, unless nobody waits any more: whether it did. */
+    private boolean sending(Runnable attempt) {
         try {
             synchronized (this) {
                 if (!result.isDone()) {
-                    send();
+                    attempt.run();
+                    return true;
                 }
             }
         } catch (RuntimeException | Error fault) {
@@ -79,25 +83,7 @@ final class Call<Q, A> {
             // of their own, which others hold while they end this call.
             result.completeExceptionally(fault);
         }
-    }
-
-    private void send() {
-        int index = transport.current();
-        Server server = transport.server(index);
-        long sent = transport.clock.nanos();
-        long time = Math.max(SHORTEST_ATTEMPT, Math.min(patience.attempt(), deadline - sent));
-        String token = transport.bearer == null ? null : transport.bearer.header(sent);
-        var headers = new Metadata();
-        if (token != null) {
-            headers.put(AUTHORIZATION, token);
-        }
-        ManagedChannel channel = server.channel(lane);
-        CallOptions options = CallOptions.DEFAULT.withDeadlineAfter(time, TimeUnit.NANOSECONDS);
-        attempt = channel.newCall(method, options);
-        attempt.start(new Ending(index, sent, time, token, watchConnecting(server, channel)), headers);
-        attempt.request(2);
-        attempt.sendMessage(request);
-        attempt.halfClose();
+        return false;
     }
 
     /** A connection that does not come up in time fails all calls that wait for it. */
@@ -109,21 +95,60 @@ final class Call<Q, A> {
                 () -> server.drop(lane, channel), Server.CONNECT_TIMEOUT, TimeUnit.NANOSECONDS);
     }
 
-    /** How an attempt ended. */
-    private final class Ending extends ClientCall.Listener<A> {
+    /** One attempt: in the session if there is one, and else, or if that ends first, by itself. */
+    private final class Attempt extends Session.Caller<A> {
         private final int index;
-        private final long sent;
+        private final Server server;
+        private final Sessions sessions;
+        private final long ends;
         private final long time;
-        private final String token;
-        private final Future<?> connecting;
+        private long sent;
+        private String token;
+        private Future<?> connecting = CompletableFuture.completedFuture(null);
         private A message;
 
-        Ending(int index, long sent, long time, String token, Future<?> connecting) {
+        Attempt(int index) {
             this.index = index;
-            this.sent = sent;
-            this.time = time;
-            this.token = token;
-            this.connecting = connecting;
+            this.server = transport.server(index);
+            this.sessions = server.sessions(lane);
+            this.sent = transport.clock.nanos();
+            this.time = Math.max(SHORTEST_ATTEMPT, Math.min(patience.attempt(), deadline - sent));
+            this.ends = Wire.plus(sent, time);
+        }
+
+        void start() {
+            sessions.enter();
+            token = transport.token(sent);
+            takeBack = sessions.send(request, method, time, this);
+            if (takeBack == null) {
+                startAlone(time);
+            }
+        }
+
+        private void startAlone(long left) {
+            token = transport.token(sent);
+            ManagedChannel channel = server.channel(lane);
+            ClientCall<Q, A> call =
+                    channel.newCall(method, CallOptions.DEFAULT.withDeadlineAfter(left, TimeUnit.NANOSECONDS));
+            takeBack = () -> call.cancel("its caller has given up", null);
+            connecting = watchConnecting(server, channel);
+            call.start(this, Transport.headers(token));
+            call.request(2);
+            call.sendMessage(request);
+            call.halfClose();
+        }
+
+        /** The session has ended, and what it carried may have been done. */
+        @Override
+        void broken() {
+            mayBeDone = true;
+            boolean sends = sending(() -> {
+                sent = transport.clock.nanos();
+                startAlone(Math.max(SHORTEST_ATTEMPT, ends - sent));
+            });
+            if (!sends) {
+                onClose(Status.CANCELLED, new Metadata());
+            }
         }
 
         @Override
@@ -134,6 +159,7 @@ final class Call<Q, A> {
         @Override
         public void onClose(Status status, Metadata trailers) {
             connecting.cancel(false);
+            sessions.leave();
             if (result.isDone()) {
                 return;
             }
@@ -164,7 +190,7 @@ final class Call<Q, A> {
             Refusal refusal = Refusal.of(status, trailers);
             if (refusal.reason() == null && status.getCode() == Status.Code.DEADLINE_EXCEEDED) {
                 refusal = refusal.withMessage(
-                        transport.server(index).name + " did not answer within " + Wire.shown(time));
+                        server.name + " did not answer within " + Wire.shown(time));
             }
             again(index, refusal, Retry.advice(status, trailers));
         }

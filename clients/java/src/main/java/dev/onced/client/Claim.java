@@ -1,16 +1,38 @@
 package dev.onced.client;
 
+import dev.onced.v1.BeginRequest;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.concurrent.CompletableFuture;
 
 /** The right to do the work of a key, as the work gets it. Safe for many threads. */
 public final class Claim {
+    private final BeginRequest request;
     /** None if the run failed open. */
     private final Held held;
 
-    Claim(Held held) {
+    Claim(BeginRequest request, Held held) {
+        this.request = request;
         this.held = held;
+    }
+
+    /**
+     * The namespace of the key.
+     *
+     * @return as the run was begun with
+     */
+    public String namespace() {
+        return request.getNamespace();
+    }
+
+    /**
+     * The key that the work is done for.
+     *
+     * @return as the run was begun with: behind a filter or an interceptor with a scope, the scope's digest, {@code :}, and
+     *     what the header says
+     */
+    public String key() {
+        return request.getKey();
     }
 
     /**

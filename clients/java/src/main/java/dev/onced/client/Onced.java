@@ -82,7 +82,8 @@ public final class Onced implements AutoCloseable {
         this.timer.setRemoveOnCancelPolicy(true);
         this.workers = builder.executor == null ? threads : builder.executor;
         try {
-            this.transport = new Transport(builder.servers, builder.access(), builder.clock, threads, timer);
+            this.transport = new Transport(
+                    builder.servers, builder.access(), builder.sessions, builder.clock, threads, timer);
         } catch (RuntimeException invalid) {
             threads.shutdown();
             timer.shutdown();
@@ -191,9 +192,11 @@ public final class Onced implements AutoCloseable {
     }
 
     private void shutDown() {
-        transport.close();
-        timer.shutdown();
-        threads.shutdown();
+        transport.endSessions().thenRun(() -> {
+            transport.close();
+            timer.shutdown();
+            threads.shutdown();
+        });
         ended.complete(null);
     }
 
@@ -342,6 +345,7 @@ public final class Onced implements AutoCloseable {
         private String token;
         private Path tokenFile;
         private boolean tokenInPlaintext;
+        private boolean sessions = true;
 
         private Builder(String servers) {
             this.servers = Arrays.stream(servers.split(","))
@@ -442,6 +446,18 @@ public final class Onced implements AutoCloseable {
          */
         public Builder allowTokenInPlaintext() {
             this.tokenInPlaintext = true;
+            return this;
+        }
+
+        /**
+         * Whether calls share a stream while many are under way, which spares client and server most of the work of each.
+         * They do unless told otherwise.
+         *
+         * @param sessions false to send every call by itself
+         * @return this
+         */
+        public Builder sessions(boolean sessions) {
+            this.sessions = sessions;
             return this;
         }
 

@@ -44,7 +44,7 @@ final class Run<T> {
                 return replay(begun);
             }
             Held held = hold(begun);
-            Ended<T> ended = perform(work, held);
+            Ended<T> ended = perform(work, new Claim(begun.request(), held));
             return Futures.awaitToTheEnd(settle(held, ended));
         } finally {
             client.leave();
@@ -83,7 +83,7 @@ final class Run<T> {
         Held held = hold(begun);
         var ended = new CompletableFuture<Ended<T>>();
         try {
-            CompletionStage<T> stage = work.start(new Claim(held));
+            CompletionStage<T> stage = work.start(new Claim(begun.request(), held));
             stage.whenComplete((value, error) ->
                     ended.complete(new Ended<>(value, error == null ? null : Futures.unwrapped(error))));
         } catch (Throwable thrown) {
@@ -158,10 +158,6 @@ final class Run<T> {
         var held = new Held(client, begun);
         held.keep();
         return held;
-    }
-
-    private Ended<T> perform(Work<T> work, Held held) {
-        return perform(work, new Claim(held));
     }
 
     private Ended<T> perform(Work<T> work, Claim claim) {
@@ -291,7 +287,7 @@ final class Run<T> {
     /** Stores the outcome. From here on it may be stored, so the claim is never given back. */
     private CompletableFuture<Done<T>> store(Held held, Outcome outcome, T value, Failure failure) {
         long bytes = outcome.getSerializedSize();
-        long max = new Claim(held).maxOutcomeBytes();
+        long max = new Claim(held.request, held).maxOutcomeBytes();
         if (bytes > max) {
             String message =
                     "the outcome takes " + bytes + " bytes encoded, and the server stores at most " + max;

@@ -9,7 +9,10 @@ import java.net.InetAddress;
 import java.net.URI;
 import java.net.URISyntaxException;
 import java.net.UnknownHostException;
+import java.util.Arrays;
 import java.util.Locale;
+import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 
@@ -27,15 +30,21 @@ final class Server {
     private final Executor executor;
     /** By lane. Connected at first use: a client can be made before there is a server. */
     private final ManagedChannel[] channels = new ManagedChannel[Transport.Lane.values().length];
+    /** By lane, too. */
+    private final Sessions[] sessions = new Sessions[channels.length];
 
     private boolean closed;
 
-    Server(String name, Access access, Executor executor) {
+    Server(String name, Access access, Executor executor, Transport transport) {
         URI uri = parse(name);
         this.name = name;
         this.host = uri.getHost();
         this.port = uri.getPort();
         this.executor = executor;
+        for (int lane = 0; lane < sessions.length; lane++) {
+            int index = lane;
+            sessions[lane] = new Sessions(transport, executor, () -> connected(index));
+        }
         if (uri.getScheme().equals("https")) {
             tls = access.tls();
         } else if (access.hasToken() && !access.tokenInPlaintext() && !isLoopback(host)) {
@@ -113,12 +122,30 @@ final class Server {
         return channel;
     }
 
+    private synchronized ManagedChannel connected(int lane) {
+        ManagedChannel channel = channels[lane];
+        return channel != null && channel.getState(false) == ConnectivityState.READY ? channel : null;
+    }
+
+    Sessions sessions(Transport.Lane lane) {
+        return sessions[lane.ordinal()];
+    }
+
     /** Gives up a connection that does not come up. */
     synchronized void drop(Transport.Lane lane, ManagedChannel channel) {
         if (channels[lane.ordinal()] == channel && channel.getState(false) == ConnectivityState.CONNECTING) {
             channels[lane.ordinal()] = null;
             channel.shutdownNow();
         }
+    }
+
+    /** Ends the sessions well, which takes as long as the server takes to hear of it. */
+    CompletableFuture<?> endSessions() {
+        return CompletableFuture.allOf(Arrays.stream(sessions)
+                .map(Sessions::current)
+                .filter(Objects::nonNull)
+                .map(Session::end)
+                .toArray(CompletableFuture[]::new));
     }
 
     synchronized void close() {

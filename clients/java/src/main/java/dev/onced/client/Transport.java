@@ -1,5 +1,6 @@
 package dev.onced.client;
 
+import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
@@ -45,9 +46,14 @@ final class Transport {
         void failed(Refusal refusal, boolean setUpWrong);
     }
 
+    private static final Metadata.Key<String> AUTHORIZATION =
+            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
     final HolderClock clock;
     final ScheduledExecutorService timer;
     final Bearer bearer;
+    /** Whether many calls may share a stream. */
+    final boolean sessions;
     private final List<Server> servers;
     /** The server that calls go to: the last one that answered. */
     private final AtomicInteger current;
@@ -55,15 +61,21 @@ final class Transport {
     private volatile boolean reached;
 
     Transport(
-            List<String> names, Access access, HolderClock clock, Executor executor, ScheduledExecutorService timer) {
+            List<String> names,
+            Access access,
+            boolean sessions,
+            HolderClock clock,
+            Executor executor,
+            ScheduledExecutorService timer) {
         if (names.isEmpty()) {
             throw new SetUpException("there is no address of a server: name at least one, such as 127.0.0.1:7411");
         }
-        this.servers = names.stream().map(name -> new Server(name, access, executor)).toList();
+        this.servers = names.stream().map(name -> new Server(name, access, executor, this)).toList();
         if (access.isForTls() && servers.stream().noneMatch(Server::isTls)) {
             throw new SetUpException(
                     "certificates are for TLS, and no server is called by it: write https://HOST:PORT");
         }
+        this.sessions = sessions;
         this.clock = clock;
         this.timer = timer;
         this.bearer = Bearer.of(access, clock.nanos());
@@ -75,6 +87,19 @@ final class Transport {
     <Q, A> CompletableFuture<Answer<A>> call(
             Lane lane, Patience patience, MethodDescriptor<Q, A> method, Q request, Watcher watcher) {
         return new Call<>(this, lane, patience, method, request, watcher).start();
+    }
+
+    /** The token to send now; null if there is none. */
+    String token(long now) {
+        return bearer == null ? null : bearer.header(now);
+    }
+
+    static Metadata headers(String token) {
+        var headers = new Metadata();
+        if (token != null) {
+            headers.put(AUTHORIZATION, token);
+        }
+        return headers;
     }
 
     int current() {
@@ -104,6 +129,11 @@ final class Transport {
 
     boolean isReached() {
         return reached;
+    }
+
+    CompletableFuture<?> endSessions() {
+        return CompletableFuture.allOf(
+                servers.stream().map(Server::endSessions).toArray(CompletableFuture[]::new));
     }
 
     void close() {

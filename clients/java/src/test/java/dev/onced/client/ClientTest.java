@@ -63,8 +63,11 @@ class ClientTest {
             assertTrue(closed.getMessage().contains("no answer from"), closed.getMessage());
             assertEquals(0, client.unprotectedRuns());
 
-            Done<String> open = client.once("k").failOpenAfter(Duration.ofMillis(200)).run(String.class, claim -> {
+            Once once = client.once("k").namespace("shop").failOpenAfter(Duration.ofMillis(200));
+            Done<String> open = once.run(String.class, claim -> {
                 assertFalse(claim.isProtected());
+                assertEquals("shop", claim.namespace());
+                assertEquals("k", claim.key());
                 assertEquals(0, claim.token());
                 claim.saveCheckpoint(new byte[1]);
                 return "done";

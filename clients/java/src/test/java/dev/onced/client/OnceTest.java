@@ -57,6 +57,13 @@ class OnceTest {
     }
 
     @Test
+    void theClaimNamesItsKey() throws Exception {
+        Work<String> work = claim -> claim.namespace() + " " + claim.key();
+        assertEquals("default k", client.once("k").run(String.class, work).value());
+        assertEquals("shop k", client.once("k").namespace("shop").runAsync(String.class, work).get().value());
+    }
+
+    @Test
     void ofManyAtOnceOneRuns() throws Exception {
         var ran = new AtomicInteger();
         List<CompletableFuture<Done<Integer>>> all = new ArrayList<>();

@@ -184,6 +184,15 @@ class IdempotencyFilterTest {
     }
 
     @Test
+    void theClaimNamesTheKeyAsItIsStored() throws Exception {
+        serve(IdempotencyFilter.builder(client).scopeHeader("X-Tenant").build(), (request, response) -> response.getWriter()
+                .print(IdempotencyFilter.claim(request).namespace() + " " + IdempotencyFilter.claim(request).key()));
+        // The SHA-256 of "a" begins so.
+        byte[] body = post("/", "", "X-Tenant", "a", "Idempotency-Key", "\"k\"").body();
+        assertEquals("default ca978112ca1bbdcafac231b39a23dc4d:k", new String(body, StandardCharsets.UTF_8));
+    }
+
+    @Test
     void otherMethodsPassAndSoDoRequestsWithoutAKeyIfTheyMay() throws Exception {
         serve(IdempotencyFilter.builder(client).keyRequired(false).build(),
                 (request, response) -> assertNull(IdempotencyFilter.claim(request)));
