@@ -147,6 +147,9 @@ def work(claim):
         assert os.waitpid(child, 0)[1] == 0
         return "done by the parent"
     signal.alarm(20)  # It is not to outlive the test if it hangs.
+    assert 0 < claim.lock_left() <= 120 and claim.lost is None and "lost=None" in repr(claim)
+    claim._held._ends = 0
+    assert claim.lock_left() == 0 and claim.lost == "lock_ended" and repr(client)
     try:
         claim.save_checkpoint(b"x")
     except onced.SetupError:

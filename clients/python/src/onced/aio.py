@@ -44,10 +44,14 @@ class AsyncClaim(BaseClaim):
     """The right to run the work of a key, as the work gets it."""
 
     def __init__(
-        self, held: Held | None, total: float, home: Home, on_lost: Callable[[], object] = lambda: None
+        self,
+        request: v1.BeginRequest,
+        held: Held | None,
+        total: float,
+        home: Home,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(held)
-        self._home = home
+        super().__init__(request, held, home)
         self._total = total
         self._told = asyncio.Event()
         self._on_lost = on_lost
@@ -69,6 +73,8 @@ class AsyncClaim(BaseClaim):
 
     async def wait_lost(self) -> Lost | None:
         """Waits until the claim is lost, and says why. A run that failed open has none to lose, and waits for ever."""
+        if self._held:
+            self._home.check()  # Nobody there is told.
         await self._told.wait()
         return self.lost
 
@@ -268,7 +274,7 @@ class AsyncOnce(Generic[T]):
         self._client._detach(ask)
 
     async def _hold(self, plan: Plan, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> Done[T]:
-        task = asyncio.get_running_loop().create_task(self._work(held, work))
+        task = asyncio.get_running_loop().create_task(self._work(plan, held, work))
         keeper = _Keeper(held)
         completing: asyncio.Task[Any] | None = None
         try:
@@ -294,11 +300,11 @@ class AsyncOnce(Generic[T]):
             raise final(verdict.error, completed, ran_here=True) from ended.error
         return done(completed, ended.value, ran_here=True)  # type: ignore[arg-type]
 
-    async def _work(self, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> T:
+    async def _work(self, plan: Plan, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
         on_lost = task.cancel if self._cancel_on_lost else lambda: None
-        claim = AsyncClaim(held, self._core.timeout, self._client._life.home, on_lost)
+        claim = AsyncClaim(plan.request, held, self._core.timeout, self._client._life.home, on_lost)
         _current.set(claim)
         return await _carry_out(work, claim)
 
@@ -315,7 +321,7 @@ class AsyncOnce(Generic[T]):
 
     async def _unprotected(self, plan: Plan, work: Callable[[AsyncClaim], Awaitable[T]]) -> Done[T]:
         self._client._unprotected += 1
-        claim = AsyncClaim(None, 0.0, self._client._life.home)
+        claim = AsyncClaim(plan.request, None, 0.0, self._client._life.home)
         token = _current.set(claim)
         try:
             ended: Ended[T] = Ended(value=await _carry_out(work, claim))

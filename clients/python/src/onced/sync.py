@@ -56,9 +56,8 @@ _current: ContextVar[Claim] = ContextVar("onced.Claim")
 class Claim(BaseClaim):
     """The right to run the work of a key, as the work gets it. Any thread may use it."""
 
-    def __init__(self, held: Held | None, total: float, home: Home) -> None:
-        super().__init__(held)
-        self._home = home
+    def __init__(self, request: v1.BeginRequest, held: Held | None, total: float, home: Home) -> None:
+        super().__init__(request, held, home)
         self._total = total
         self._told = threading.Event()
         if held:
@@ -76,6 +75,7 @@ class Claim(BaseClaim):
         if self._held is None:
             threading.Event().wait(None if timeout is None else seconds(timeout))
             return None
+        self._home.check()  # Before anything is locked: what was locked at a fork stays so.
         clock = self._held.transport.clock
         end = None if timeout is None else clock() + seconds(timeout)
         while not self.lost:
@@ -91,7 +91,7 @@ class Claim(BaseClaim):
         Raises `ClaimLostError`: stop the work; or `CallError`: it is not saved, and the work may go on.
         """
         if self._held:
-            self._home.check()  # Before anything is locked: what was locked at a fork stays so.
+            self._home.check()
             blocking(self._held.save(data, self._total))
 
 
@@ -270,7 +270,7 @@ class Once(Generic[T]):
         self._client._detach(lambda: blocking(self._core.give_back(plan.request)))
 
     def _hold(self, plan: Plan, held: Held, work: Callable[[Claim], T]) -> Done[T]:
-        claim = Claim(held, self._core.timeout, self._client._life.home)
+        claim = Claim(plan.request, held, self._core.timeout, self._client._life.home)
         keeper = Keeper(held)
         verdicts: Verdicts = SimpleQueue()
         try:
@@ -334,7 +334,7 @@ class Once(Generic[T]):
 
     def _unprotected(self, plan: Plan, work: Callable[[Claim], T]) -> Done[T]:
         self._client._count_unprotected()
-        claim = Claim(None, 0.0, self._client._life.home)
+        claim = Claim(plan.request, None, 0.0, self._client._life.home)
         token = _current.set(claim)
         try:
             ended: Ended[T] = Ended(value=_carry_out(work, claim))
