@@ -13,10 +13,9 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import grpc
-import grpc.aio
 from typing_extensions import Self, Unpack
 
+from onced.aio_io import LoopIo, lasting
 from onced.claim import BaseClaim, Held
 from onced.clock import Seconds, seconds
 from onced.codecs import JSON, Codec
@@ -24,9 +23,8 @@ from onced.core import Done, Ended, GiveBack, closed, done, final, judge, make_c
 from onced.errors import CallError, FinalError, Lost, SetupError
 from onced.options import Options, Plan, Settings, SharedOptions
 from onced.process import Home
-from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server
+from onced.transport import Answer
 from onced.v1 import idempotency_service_pb2 as v1
-from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 
 log = logging.getLogger("onced")
 
@@ -88,32 +86,11 @@ class AsyncClaim(BaseClaim):
             await self._held.save(data, self._total)
 
 
-class _Lasting(asyncio.Task[T]):
-    """A task that nobody but its owner cancels.
-
-    A loop that ends cancels all its tasks, and waits for them: an outcome is not dropped for that, and a lock lives
-    until the work under it has stopped.
-    """
-
-    stopped = False
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        return False
-
-    def stop(self) -> None:
-        self.stopped = True
-        super().cancel()
-
-
-def _lasting(coroutine: Coroutine[Any, Any, T]) -> _Lasting[T]:
-    return _Lasting(coroutine, loop=asyncio.get_running_loop())
-
-
 class _Keeper:
     """The tasks that renew a claim, and that watch its lock."""
 
     def __init__(self, held: Held) -> None:
-        self._tasks = [_lasting(held.keep(asyncio.sleep)), _lasting(held.guard(asyncio.sleep))]
+        self._tasks = [lasting(held.keep(asyncio.sleep)), lasting(held.guard(asyncio.sleep))]
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -175,47 +152,6 @@ class _Life:
         while self.active and self._idle:
             self._idle.clear()
             await self._idle.wait()
-
-
-class _LoopIo:
-    """Calls that are awaited."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._channels: dict[tuple[str, Lane], grpc.aio.Channel] = {}
-
-    async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
-        stub = IdempotencyServiceStub(self._channel(server, method.lane))
-        try:
-            answer: A = await getattr(stub, method.name)(request, timeout=timeout, metadata=metadata)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if isinstance(task, _Lasting) and not task.stopped:
-                # A loop that ends has cancelled the task that grpc itself has for each call.
-                code, none = grpc.StatusCode.CANCELLED, grpc.aio.Metadata()
-                raise grpc.aio.AioRpcError(code, none, none, "the event loop is ending", None) from None
-            raise
-        return answer
-
-    async def sleep(self, span: float, ends_at_close: bool) -> None:
-        await asyncio.sleep(span)
-
-    def _channel(self, server: Server, lane: Lane) -> grpc.aio.Channel:
-        self._home.check()
-        channel = self._channels.get((server.target, lane))
-        if channel is None:
-            channel = (
-                grpc.aio.insecure_channel(server.target, OPTIONS)
-                if server.credentials is None
-                else grpc.aio.secure_channel(server.target, server.credentials, OPTIONS)
-            )
-            self._channels[server.target, lane] = channel
-        return channel
-
-    async def close(self) -> None:
-        channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
-            await channel.close(None)
 
 
 class AsyncOnce(Generic[T]):
@@ -399,7 +335,7 @@ class AsyncClient:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = _LoopIo(self._life.home)
+        self._io = LoopIo(self._life.home, settings.get("sessions", True))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         # The loop itself keeps no task alive.
@@ -498,7 +434,7 @@ class AsyncClient:
                 task.exception()  # Told to the caller, if there still is one.
 
         self._life.enter()
-        task = _lasting(job())
+        task = lasting(job())
         self._detached.add(task)
         task.add_done_callback(ended)
         return task

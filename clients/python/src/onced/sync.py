@@ -14,7 +14,6 @@ from queue import Empty, SimpleQueue
 from types import CoroutineType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import grpc
 from typing_extensions import Self, Unpack
 
 from onced.claim import TICK, BaseClaim, Held
@@ -36,9 +35,9 @@ from onced.core import (
 from onced.errors import CallError, ClaimLostError, Failure, FinalError, Lost, WorkFailedError
 from onced.options import Options, Plan, Settings, SharedOptions
 from onced.process import Home
-from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server, blocking
+from onced.sync_io import ThreadIo
+from onced.transport import Answer, blocking
 from onced.v1 import idempotency_service_pb2 as v1
-from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 from onced.v1.record_pb2 import Completed, Outcome
 
 log = logging.getLogger("onced")
@@ -168,64 +167,6 @@ class _Life:
         if idle:
             last()
         return idle
-
-
-class _ThreadIo:
-    """Calls that block their thread."""
-
-    def __init__(self, life: _Life) -> None:
-        self._life = life
-        self._mutex = threading.Lock()
-        self._channels: dict[tuple[str, Lane], grpc.Channel] = {}
-        self._waiting: set[grpc.Future[Any]] = set()
-
-    async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
-        stub = IdempotencyServiceStub(self._channel(server, method.lane))
-        call: grpc.Future[A] = getattr(stub, method.name).future(request, timeout=timeout, metadata=metadata)
-        try:
-            if method.ends_at_close:
-                self._waiting.add(call)
-                if self._life.closing.is_set():
-                    raise closed()
-            return call.result()
-        except grpc.FutureCancelledError:
-            # By `take_back`; or with the connections, whose last calls are renewals that no run needs any more.
-            raise (closed() if method.ends_at_close else CallError("this client is closed")) from None
-        except BaseException:
-            call.cancel()  # An interrupt: the server is to know that nobody waits any more.
-            raise
-        finally:
-            self._waiting.discard(call)
-
-    async def sleep(self, span: float, ends_at_close: bool) -> None:
-        if not ends_at_close:
-            threading.Event().wait(span)
-        elif self._life.closing.wait(span):
-            raise closed()
-
-    def take_back(self) -> None:
-        """Ends what waits for somebody else's work."""
-        for call in list(self._waiting):
-            call.cancel()
-
-    def _channel(self, server: Server, lane: Lane) -> grpc.Channel:
-        self._life.home.check()
-        with self._mutex:
-            channel = self._channels.get((server.target, lane))
-            if channel is None:
-                channel = (
-                    grpc.insecure_channel(server.target, OPTIONS)
-                    if server.credentials is None
-                    else grpc.secure_channel(server.target, server.credentials, OPTIONS)
-                )
-                self._channels[server.target, lane] = channel
-            return channel
-
-    def close(self) -> None:
-        with self._mutex:
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
 
 
 class Once(Generic[T]):
@@ -386,7 +327,7 @@ class Client:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = _ThreadIo(self._life)
+        self._io = ThreadIo(self._life.home, self._life.closing, settings.get("sessions", True))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         self._mutex = threading.Lock()
