@@ -301,6 +301,22 @@ def test_a_server_that_comes_back_is_found_again(key: str) -> None:
         second.kill()
 
 
+def test_many_runs_live_through_a_restart(key: str) -> None:
+    """Each fails at once while there is no connection: it comes up all the same."""
+    for count in range(2):
+        first = Server()
+        with onced.Client(first.address, sessions=False) as client:
+            runs = [Thread(lambda name=f"{key}-{each}": client.once(name).run(lambda _: 1)) for each in range(64)]
+            first.kill()
+            second = Server(listen=first.address)
+            ended = time.monotonic() + 10
+            while any(run.is_alive() for run in runs):
+                assert time.monotonic() < ended, f"no connection came up again, in round {count}"
+                time.sleep(0.05)
+            assert {type(run.error) for run in runs} <= {type(None), onced.ClaimLostError}
+            second.kill()
+
+
 def test_failing_open_is_said_everywhere_and_counted(own_server: Server, key: str) -> None:
     def work(claim: onced.Claim) -> str:
         assert (claim.protected, claim.token, claim.attempt, claim.checkpoint) == (False, 0, 0, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent import futures
 from contextlib import suppress
@@ -15,6 +16,7 @@ import grpc
 from onced.core import closed
 from onced.errors import CallError
 from onced.process import Home
+from onced.retry import NEVER_SENT
 from onced.session import MARGIN, Line, Session, out_of_time
 from onced.transport import OPTIONS, A, Lane, Metadata, Method, Q, Server
 from onced.v1 import idempotency_service_pb2 as v1
@@ -24,6 +26,9 @@ log = logging.getLogger("onced")
 
 PARTING = 1.0
 """How long the end of a session may take when its client is closed, in seconds."""
+
+WATCH = 0.4
+"""How long gRPC's thread that watches a connection may go on when that is to end, in seconds."""
 
 Waiter = futures.Future[v1.SessionResponse | None]
 
@@ -97,6 +102,7 @@ class ThreadIo:
         self._mutex = threading.Lock()
         self._lines: dict[tuple[str, Lane], Line[grpc.Channel, ThreadSession]] = {}
         self._waiting: set[grpc.Future[Any] | Waiter] = set()
+        self._down: dict[grpc.Channel, Callable[[grpc.ChannelConnectivity], None]] = {}
         self._is_closed = False
 
     async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
@@ -109,6 +115,10 @@ class ThreadIo:
                 return call.result()
             except grpc.FutureCancelledError:
                 raise self._taken_back(method) from None
+            except grpc.RpcError as error:
+                if any(sign in (error.details() or "") for sign in NEVER_SENT):
+                    self._see_to(line.channel)
+                raise
             except BaseException:
                 call.cancel()  # An interrupt: the server is to know that nobody waits any more.
                 raise
@@ -173,6 +183,22 @@ class ThreadIo:
         # By `take_back`; or with the connections, whose last calls are renewals that no run needs any more.
         return closed() if method.ends_at_close else CallError("this client is closed")
 
+    def _see_to(self, channel: grpc.Channel) -> None:
+        """Has a thread of gRPC's see to a connection until it stands again.
+
+        Otherwise it comes up only while calls are under way, and those fail at once as long as it is down.
+        """
+
+        def changed(state: grpc.ChannelConnectivity) -> None:
+            if state is grpc.ChannelConnectivity.READY:
+                channel.unsubscribe(changed)
+                self._down.pop(channel, None)
+
+        with self._mutex:
+            if not self._is_closed and channel not in self._down:
+                self._down[channel] = changed
+                channel.subscribe(changed, try_to_connect=True)
+
     def _line(self, server: Server, lane: Lane) -> Line[grpc.Channel, ThreadSession]:
         self._home.check()
         with self._mutex:
@@ -195,6 +221,11 @@ class ThreadIo:
             self._lines.clear()
         for session in [session for line in lines for session in line.close()]:
             session.join()
+        watched = list(self._down.items())
+        for channel, changed in watched:
+            channel.unsubscribe(changed)
+        if watched:
+            time.sleep(WATCH)
         for line in lines:
             line.channel.close()
 
