@@ -95,7 +95,8 @@ class Session(Generic[W]):
         # What a call that is given up would send is taken out again, so that it holds no more than is open.
         self._outgoing: OrderedDict[int, v1.SessionRequest] = OrderedDict()
         self._last = 0
-        self._retired = False
+        self.is_retired = False
+        """Whether it takes no more calls."""
         self._since = time.monotonic()
         """Since when it opens, or has been idle."""
 
@@ -112,14 +113,9 @@ class Session(Generic[W]):
         raise NotImplementedError
 
     @property
-    def is_retired(self) -> bool:
-        """Whether it takes no more calls."""
-        return self._retired
-
-    @property
     def is_over(self) -> bool:
         """Whether its last call has ended."""
-        return self._retired and not self._open
+        return self.is_retired and not self._open
 
     def take(self, method: Method[Any, Any], request: Message, timeout: float, waiter: W) -> int | None:
         """Sends a call; its number, or None if it has to go elsewhere."""
@@ -128,7 +124,7 @@ class Session(Generic[W]):
         call: dict[str, Any] = {method.field: request}
         message = v1.SessionRequest(timeout=wire(timeout), **call)
         with self._mutex:
-            if self.opened is None or self._retired or len(self._open) >= MOST_OPEN:
+            if self.opened is None or self.is_retired or len(self._open) >= MOST_OPEN:
                 return None
             self._last += 1
             message.id = self._last
@@ -154,7 +150,7 @@ class Session(Generic[W]):
     def _ended_one(self) -> None:
         if not self._open:
             self._since = time.monotonic()
-            if self._retired:
+            if self.is_retired:
                 self.wake()
 
     def next(self) -> v1.SessionRequest | None:
@@ -170,7 +166,7 @@ class Session(Generic[W]):
         """An answer has come. Nobody may wait for it any more."""
         farewell = answer.HasField("error") and _is_farewell(answer.error)
         with self._mutex:
-            self._retired |= farewell
+            self.is_retired |= farewell
             waiter = self._open.pop(answer.id, None)
             self._ended_one()
         if waiter is not None:
@@ -180,10 +176,10 @@ class Session(Generic[W]):
         """Ends what has been opening or idle for too long. In how many seconds to look again."""
         with self._mutex:
             limit = OPENING if self.opened is None else IDLE
-            left = limit if self._open or self._retired else self._since + limit - time.monotonic()
+            left = limit if self._open or self.is_retired else self._since + limit - time.monotonic()
             if left > 0:
                 return left
-            self._retired = True
+            self.is_retired = True
             self.wake()
         if self.opened is None:
             self.cancel()
@@ -192,7 +188,7 @@ class Session(Generic[W]):
     def drop(self) -> None:
         """Takes no more calls, and carries those that are open no further."""
         with self._mutex:
-            self._retired = True
+            self.is_retired = True
             left, self._open = list(self._open.values()), {}
             self._outgoing.clear()
             self.wake()
