@@ -213,8 +213,10 @@ async def test_failing_open(own_server: Server, key: str) -> None:
     async with onced.AsyncClient(own_server.address, timeout=1) as client:
         work = Work()
         work.go.set()
-        done = await client.once(key, fail_open=0.3).run(work)
+        done = await client.once(key, namespace="shop", fail_open=0.3).run(work)
         assert (done.value, done.protected) == (0, False)
+        assert work.claim is not None
+        assert (work.claim.namespace, work.claim.key) == ("shop", key)
         assert client.unprotected_runs == 1
         work.go.clear()
         run = asyncio.create_task(client.once(key, fail_open=0.3).run(work))

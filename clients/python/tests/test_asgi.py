@@ -55,7 +55,7 @@ class Shop:
             "many": self.many,
             "not-text": lambda: Response(headers={"location": "/é"}),
             "empty": lambda: Response(status_code=204),
-            "claim": lambda: JSONResponse({"token": onced.AsyncClaim.current().token}),
+            "claim": lambda: JSONResponse(claim_told()),
         }
         if do == "slow":
             await asyncio.to_thread(self.go.wait, HANGS)
@@ -94,6 +94,11 @@ class Shop:
             self.streamed.append("x")
             yield part
             await asyncio.sleep(0.01)
+
+
+def claim_told() -> dict[str, Any]:
+    claim = onced.AsyncClaim.current()
+    return {"token": claim.token, "namespace": claim.namespace, "key": claim.key}
 
 
 @contextmanager
@@ -463,7 +468,9 @@ def test_scopes_tell_tenants_apart(server: str, shop: Shop, direct: Direct, key:
         is_problem(browser.post("/echo", headers=twice), "SCOPE_MISSING", 400)
         answers = [post(browser, "/echo", key, account=account).json()["count"] for account in ("a", "b", "a")]
         assert answers == [1, 2, 1]
-        assert direct.state(http.scoped_key("a", key)) == "completed"
+        scoped = http.scoped_key("a", key)
+        assert direct.state(scoped) == "completed"
+        assert post(browser, "/claim", f"{key}-2", account="a").json()["key"] == http.scoped_key("a", f"{key}-2")
     with shop_of(server, shop, scope=lambda scope: scope["query_string"].decode()) as browser:
         is_problem(post(browser, "/echo", key), "SCOPE_MISSING", 400)
         assert post(browser, "/echo?tenant", key).json()["count"] == 3

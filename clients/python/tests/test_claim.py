@@ -13,7 +13,7 @@ from test_transport import Network
 
 from onced.access import Access
 from onced.aio import AsyncClaim
-from onced.claim import Held
+from onced.claim import BaseClaim, Held
 from onced.clock import LargerElapsed, system_clock
 from onced.core import head
 from onced.errors import ClaimLostError, SetupError
@@ -22,6 +22,8 @@ from onced.sync import Claim
 from onced.transport import Transport, blocking
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1 import record_pb2 as records
+
+BEGUN = v1.BeginRequest(namespace="n", key="k")
 
 
 class Holders(Network):
@@ -39,7 +41,7 @@ def held(network: Network) -> Held:
     claim.waited.FromSeconds(3)
     claim.checkpoint.CopyFrom(records.Checkpoint(sequence=7, data=b"half"))
     transport = Transport("a:1", Access(), lambda: network.now, cast(Any, network))
-    return Held(transport, v1.BeginRequest(namespace="n", key="k"), claim, 100.0)
+    return Held(transport, BEGUN, claim, 100.0)
 
 
 def test_a_lock_ends_at_sent_plus_waited_plus_ttl() -> None:
@@ -151,14 +153,35 @@ def test_a_forked_process_saves_no_checkpoint() -> None:
     ours = held(network)
 
     async def save() -> None:
-        await AsyncClaim(ours, 30.0, home).save_checkpoint(b"x")
+        await AsyncClaim(BEGUN, ours, 30.0, home).save_checkpoint(b"x")
+
+    async def wait_lost() -> None:
+        await AsyncClaim(BEGUN, ours, 30.0, home).wait_lost()
 
     with pytest.raises(SetupError, match="forked"):
-        Claim(ours, 30.0, home).save_checkpoint(b"x")
+        Claim(BEGUN, ours, 30.0, home).save_checkpoint(b"x")
     with pytest.raises(SetupError, match="forked"):
         asyncio.run(save())
+    with pytest.raises(SetupError, match="forked"):
+        Claim(BEGUN, ours, 30.0, home).wait_lost()
+    with pytest.raises(SetupError, match="forked"):
+        asyncio.run(wait_lost())
     assert ours._sequence == 7
     assert not network.asked
+
+
+def test_a_forked_process_may_look_at_a_claim() -> None:
+    """Whatever another thread had locked at the fork."""
+    home, network = Home(), Holders(renewed(10))
+    ours = held(network)
+    network.now = 108.0
+    claim = BaseClaim(BEGUN, ours, home)
+    home._process = -1
+    with ours._mutex:
+        assert (claim.lost, claim.lock_left()) == (None, 5.0)
+        network.now = 113.0
+        assert (claim.lost, claim.lock_left()) == ("lock_ended", 0.0)
+        assert repr(claim) == "BaseClaim('n/k', token=5, attempt=2, lost='lock_ended')"
 
 
 def test_reasons_are_cut_between_characters() -> None:
@@ -178,6 +201,9 @@ def test_a_clock_without_boottime_is_the_larger_of_two_and_never_goes_back() -> 
     assert clock() == 60.0
     now["monotonic"] = 66.0
     assert clock() == 61.0
+    with clock._mutex:  # As another thread may have it at a fork.
+        now["monotonic"] = 67.0
+        assert clock() == 62.0
 
 
 def test_the_clock_of_the_system_goes_on() -> None:

@@ -147,6 +147,9 @@ def work(claim):
         assert os.waitpid(child, 0)[1] == 0
         return "done by the parent"
     signal.alarm(20)  # It is not to outlive the test if it hangs.
+    assert 0 < claim.lock_left() <= 120 and claim.lost is None and "lost=None" in repr(claim)
+    claim._held._ends = 0
+    assert claim.lock_left() == 0 and claim.lost == "lock_ended" and repr(client)
     try:
         claim.save_checkpoint(b"x")
     except onced.SetupError:
@@ -200,3 +203,45 @@ print(code, client.close())
 def test_a_forked_process_waits_for_no_work_of_its_parent(server: str, direct: Direct, key: str) -> None:
     assert run(FORKED_MEANWHILE, server, key) == "0 True\n"
     assert direct.state(key) == "completed"
+
+
+FORKED_WITH_SESSIONS = """
+import os, signal, sys, time
+import onced, onced.session
+
+onced.session.MANY = 1
+client = onced.Client(sys.argv[1])
+
+def standing():
+    return [line._current for line in client._io._lines.values() if line._current and line._current.opened]
+
+def work(claim):
+    sessions = standing()
+    for session in sessions:
+        session._mutex.acquire()  # As another thread may have it at the fork.
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # It is not to outlive the test if it hangs.
+        try:
+            client.once(sys.argv[2] + "-child").run(lambda _: 1)
+        except onced.SetupError:
+            print("refused", repr(client) != "", claim.lost, client.close(), flush=True)
+        os._exit(0)
+    for session in sessions:
+        session._mutex.release()
+    assert os.waitpid(child, 0)[1] == 0
+    return len(sessions)
+
+client.once(sys.argv[2] + "-first").run(lambda _: 1)
+end = time.monotonic() + 20
+while len(standing()) < 2 and time.monotonic() < end:
+    time.sleep(0.01)
+print(client.once(sys.argv[2]).run(work).value, client.once(sys.argv[2] + "-more").run(lambda _: 2).value, flush=True)
+"""
+
+
+def test_a_process_forked_with_open_sessions_leaves_them_alone(server: str, direct: Direct, key: str) -> None:
+    """And its parent goes on with them. Nor do they keep a process alive whose client was not closed."""
+    assert run(FORKED_WITH_SESSIONS, server, key).splitlines() == ["refused True None True", "2 2"]
+    assert direct.state(f"{key}-more") == "completed"
+    assert direct.state(f"{key}-child") == "absent"

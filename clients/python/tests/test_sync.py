@@ -66,6 +66,15 @@ def test_work_runs_once_and_duplicates_get_what_it_returned(client: onced.Client
     assert again.expires_at > again.completed_at
 
 
+def test_a_claim_says_what_it_is_of(client: onced.Client, key: str) -> None:
+    def work(claim: onced.Claim) -> list[str]:
+        assert repr(claim).startswith(f"Claim('shop/{key}', token=")
+        return [claim.namespace, claim.key]
+
+    assert client.once(key, namespace="shop").run(work).value == ["shop", key]
+    assert client.once(f"{key}-2").run(lambda claim: [claim.namespace, claim.key]).value == ["default", f"{key}-2"]
+
+
 def test_a_run_can_be_made_again_with_an_id_of_its_own(client: onced.Client, key: str) -> None:
     once = client.once(key)
     for _ in range(2):
@@ -292,17 +301,33 @@ def test_a_server_that_comes_back_is_found_again(key: str) -> None:
         second.kill()
 
 
+def test_many_runs_live_through_a_restart(key: str) -> None:
+    """Each fails at once while there is no connection: it comes up all the same."""
+    for count in range(2):
+        first = Server()
+        with onced.Client(first.address, sessions=False) as client:
+            runs = [Thread(lambda name=f"{key}-{each}": client.once(name).run(lambda _: 1)) for each in range(64)]
+            first.kill()
+            second = Server(listen=first.address)
+            ended = time.monotonic() + 10
+            while any(run.is_alive() for run in runs):
+                assert time.monotonic() < ended, f"no connection came up again, in round {count}"
+                time.sleep(0.05)
+            assert {type(run.error) for run in runs} <= {type(None), onced.ClaimLostError}
+            second.kill()
+
+
 def test_failing_open_is_said_everywhere_and_counted(own_server: Server, key: str) -> None:
     def work(claim: onced.Claim) -> str:
         assert (claim.protected, claim.token, claim.attempt, claim.checkpoint) == (False, 0, 0, None)
-        assert claim.lost is None
+        assert (claim.namespace, claim.key, claim.lost) == ("shop", key, None)
         claim.save_checkpoint(b"nowhere")
         assert onced.Claim.current() is claim
         return "anyway"
 
     own_server.kill()
     with onced.Client(own_server.address, timeout=1) as client:
-        done = client.once(key, fail_open=0.3).run(work)
+        done = client.once(key, namespace="shop", fail_open=0.3).run(work)
         assert (done.value, done.protected, done.token, done.ran_here) == ("anyway", False, 0, True)
         assert client.unprotected_runs == 1
         with pytest.raises(onced.WorkFailedError) as failed:

@@ -13,10 +13,9 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import grpc
-import grpc.aio
 from typing_extensions import Self, Unpack
 
+from onced.aio_io import LoopIo, lasting
 from onced.claim import BaseClaim, Held
 from onced.clock import Seconds, seconds
 from onced.codecs import JSON, Codec
@@ -24,9 +23,8 @@ from onced.core import Done, Ended, GiveBack, closed, done, final, judge, make_c
 from onced.errors import CallError, FinalError, Lost, SetupError
 from onced.options import Options, Plan, Settings, SharedOptions
 from onced.process import Home
-from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server
+from onced.transport import Answer
 from onced.v1 import idempotency_service_pb2 as v1
-from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 
 log = logging.getLogger("onced")
 
@@ -44,10 +42,14 @@ class AsyncClaim(BaseClaim):
     """The right to run the work of a key, as the work gets it."""
 
     def __init__(
-        self, held: Held | None, total: float, home: Home, on_lost: Callable[[], object] = lambda: None
+        self,
+        request: v1.BeginRequest,
+        held: Held | None,
+        total: float,
+        home: Home,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(held)
-        self._home = home
+        super().__init__(request, held, home)
         self._total = total
         self._told = asyncio.Event()
         self._on_lost = on_lost
@@ -69,6 +71,8 @@ class AsyncClaim(BaseClaim):
 
     async def wait_lost(self) -> Lost | None:
         """Waits until the claim is lost, and says why. A run that failed open has none to lose, and waits for ever."""
+        if self._held:
+            self._home.check()  # Nobody there is told.
         await self._told.wait()
         return self.lost
 
@@ -82,32 +86,11 @@ class AsyncClaim(BaseClaim):
             await self._held.save(data, self._total)
 
 
-class _Lasting(asyncio.Task[T]):
-    """A task that nobody but its owner cancels.
-
-    A loop that ends cancels all its tasks, and waits for them: an outcome is not dropped for that, and a lock lives
-    until the work under it has stopped.
-    """
-
-    stopped = False
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        return False
-
-    def stop(self) -> None:
-        self.stopped = True
-        super().cancel()
-
-
-def _lasting(coroutine: Coroutine[Any, Any, T]) -> _Lasting[T]:
-    return _Lasting(coroutine, loop=asyncio.get_running_loop())
-
-
 class _Keeper:
     """The tasks that renew a claim, and that watch its lock."""
 
     def __init__(self, held: Held) -> None:
-        self._tasks = [_lasting(held.keep(asyncio.sleep)), _lasting(held.guard(asyncio.sleep))]
+        self._tasks = [lasting(held.keep(asyncio.sleep)), lasting(held.guard(asyncio.sleep))]
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -171,47 +154,6 @@ class _Life:
             await self._idle.wait()
 
 
-class _LoopIo:
-    """Calls that are awaited."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._channels: dict[tuple[str, Lane], grpc.aio.Channel] = {}
-
-    async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
-        stub = IdempotencyServiceStub(self._channel(server, method.lane))
-        try:
-            answer: A = await getattr(stub, method.name)(request, timeout=timeout, metadata=metadata)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if isinstance(task, _Lasting) and not task.stopped:
-                # A loop that ends has cancelled the task that grpc itself has for each call.
-                code, none = grpc.StatusCode.CANCELLED, grpc.aio.Metadata()
-                raise grpc.aio.AioRpcError(code, none, none, "the event loop is ending", None) from None
-            raise
-        return answer
-
-    async def sleep(self, span: float, ends_at_close: bool) -> None:
-        await asyncio.sleep(span)
-
-    def _channel(self, server: Server, lane: Lane) -> grpc.aio.Channel:
-        self._home.check()
-        channel = self._channels.get((server.target, lane))
-        if channel is None:
-            channel = (
-                grpc.aio.insecure_channel(server.target, OPTIONS)
-                if server.credentials is None
-                else grpc.aio.secure_channel(server.target, server.credentials, OPTIONS)
-            )
-            self._channels[server.target, lane] = channel
-        return channel
-
-    async def close(self) -> None:
-        channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
-            await channel.close(None)
-
-
 class AsyncOnce(Generic[T]):
     """A run of some work for a key, to be made with `AsyncClient.once`."""
 
@@ -268,7 +210,7 @@ class AsyncOnce(Generic[T]):
         self._client._detach(ask)
 
     async def _hold(self, plan: Plan, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> Done[T]:
-        task = asyncio.get_running_loop().create_task(self._work(held, work))
+        task = asyncio.get_running_loop().create_task(self._work(plan, held, work))
         keeper = _Keeper(held)
         completing: asyncio.Task[Any] | None = None
         try:
@@ -294,11 +236,11 @@ class AsyncOnce(Generic[T]):
             raise final(verdict.error, completed, ran_here=True) from ended.error
         return done(completed, ended.value, ran_here=True)  # type: ignore[arg-type]
 
-    async def _work(self, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> T:
+    async def _work(self, plan: Plan, held: Held, work: Callable[[AsyncClaim], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
         on_lost = task.cancel if self._cancel_on_lost else lambda: None
-        claim = AsyncClaim(held, self._core.timeout, self._client._life.home, on_lost)
+        claim = AsyncClaim(plan.request, held, self._core.timeout, self._client._life.home, on_lost)
         _current.set(claim)
         return await _carry_out(work, claim)
 
@@ -315,7 +257,7 @@ class AsyncOnce(Generic[T]):
 
     async def _unprotected(self, plan: Plan, work: Callable[[AsyncClaim], Awaitable[T]]) -> Done[T]:
         self._client._unprotected += 1
-        claim = AsyncClaim(None, 0.0, self._client._life.home)
+        claim = AsyncClaim(plan.request, None, 0.0, self._client._life.home)
         token = _current.set(claim)
         try:
             ended: Ended[T] = Ended(value=await _carry_out(work, claim))
@@ -393,7 +335,7 @@ class AsyncClient:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = _LoopIo(self._life.home)
+        self._io = LoopIo(self._life.home, settings.get("sessions", True))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         # The loop itself keeps no task alive.
@@ -492,7 +434,7 @@ class AsyncClient:
                 task.exception()  # Told to the caller, if there still is one.
 
         self._life.enter()
-        task = _lasting(job())
+        task = lasting(job())
         self._detached.add(task)
         task.add_done_callback(ended)
         return task

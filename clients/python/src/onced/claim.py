@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from onced.errors import LOST, CallError, ClaimLostError, Lost
+from onced.process import Home
 from onced.retry import jittered
 from onced.transport import RENEW, Patience
 from onced.v1 import idempotency_service_pb2 as v1
@@ -53,13 +54,17 @@ class Held:
 
     def look(self) -> Lost | None:
         """Looks at the clock: a lock that has ended by it is lost."""
-        if self._lost is None and self.transport.clock() >= self._ends:
+        if self._lost is None and self.seen():
             self._lose("lock_ended")
         return self._lost
 
+    def seen(self) -> Lost | None:
+        """The same, and nobody is told. Takes no lock, so that a forked process may ask as well."""
+        return self._lost or ("lock_ended" if self.transport.clock() >= self._ends else None)
+
     def left(self) -> float:
         """How long the lock lives for certain, in seconds."""
-        return 0.0 if self.look() else max(self._ends - self.transport.clock(), 0.0)
+        return 0.0 if self.seen() else max(self._ends - self.transport.clock(), 0.0)
 
     def let_go(self) -> None:
         """The claim is about to be given back."""
@@ -145,8 +150,13 @@ class Held:
 class BaseClaim:
     """The right to run the work of a key, as the work gets it."""
 
-    def __init__(self, held: Held | None) -> None:
+    def __init__(self, request: v1.BeginRequest, held: Held | None, home: Home) -> None:
         self._held = held
+        self._home = home
+        self.namespace = request.namespace
+        """The namespace that the run was begun with."""
+        self.key = request.key
+        """The key that the run was begun with. Behind a middleware with a scope it is DIGEST:KEY."""
         self.protected = held is not None
         """False if the run failed open: then nothing keeps others from running the work as well."""
         self.token = held.token if held else 0
@@ -164,12 +174,18 @@ class BaseClaim:
 
     @property
     def lost(self) -> Lost | None:
-        """Why the claim no longer protects the work, or None while it does."""
-        return self._held.look() if self._held else None
+        """Why the claim no longer protects the work, or None while it does.
+
+        A process that the work forked knows what was known at the fork: it hears of no renewal after that.
+        """
+        if self._held is None:
+            return None
+        return self._held.seen() if self._home.is_left else self._held.look()
 
     def lock_left(self) -> float:
         """How long the lock lives for certain, on this machine's clock, in seconds; 0 once it is lost."""
         return self._held.left() if self._held else 0.0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(token={self.token}, attempt={self.attempt}, lost={self.lost!r})"
+        name = f"{self.namespace}/{self.key}"
+        return f"{type(self).__name__}({name!r}, token={self.token}, attempt={self.attempt}, lost={self.lost!r})"

@@ -33,10 +33,13 @@ class LargerElapsed:
 
     def __call__(self) -> float:
         elapsed = max(clock() - start for clock, start in zip(self._clocks, self._starts, strict=True))
-        with self._mutex:
-            # Wall time may be set back; a clock that goes backward would lengthen locks.
-            self._latest = max(self._latest, elapsed)
-            return self._latest
+        # Wall time may be set back; a clock that goes backward would lengthen locks.
+        latest = max(self._latest, elapsed)
+        # Whoever has it keeps a time as good as this one; or had it at a fork, and keeps it for ever.
+        if self._mutex.acquire(blocking=False):
+            self._latest = latest = max(self._latest, latest)
+            self._mutex.release()
+        return latest
 
 
 def system_clock() -> Clock:

@@ -14,7 +14,6 @@ from queue import Empty, SimpleQueue
 from types import CoroutineType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import grpc
 from typing_extensions import Self, Unpack
 
 from onced.claim import TICK, BaseClaim, Held
@@ -36,9 +35,9 @@ from onced.core import (
 from onced.errors import CallError, ClaimLostError, Failure, FinalError, Lost, WorkFailedError
 from onced.options import Options, Plan, Settings, SharedOptions
 from onced.process import Home
-from onced.transport import OPTIONS, A, Answer, Lane, Metadata, Method, Q, Server, blocking
+from onced.sync_io import ThreadIo
+from onced.transport import Answer, blocking
 from onced.v1 import idempotency_service_pb2 as v1
-from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 from onced.v1.record_pb2 import Completed, Outcome
 
 log = logging.getLogger("onced")
@@ -56,9 +55,8 @@ _current: ContextVar[Claim] = ContextVar("onced.Claim")
 class Claim(BaseClaim):
     """The right to run the work of a key, as the work gets it. Any thread may use it."""
 
-    def __init__(self, held: Held | None, total: float, home: Home) -> None:
-        super().__init__(held)
-        self._home = home
+    def __init__(self, request: v1.BeginRequest, held: Held | None, total: float, home: Home) -> None:
+        super().__init__(request, held, home)
         self._total = total
         self._told = threading.Event()
         if held:
@@ -76,6 +74,7 @@ class Claim(BaseClaim):
         if self._held is None:
             threading.Event().wait(None if timeout is None else seconds(timeout))
             return None
+        self._home.check()  # Before anything is locked: what was locked at a fork stays so.
         clock = self._held.transport.clock
         end = None if timeout is None else clock() + seconds(timeout)
         while not self.lost:
@@ -91,7 +90,7 @@ class Claim(BaseClaim):
         Raises `ClaimLostError`: stop the work; or `CallError`: it is not saved, and the work may go on.
         """
         if self._held:
-            self._home.check()  # Before anything is locked: what was locked at a fork stays so.
+            self._home.check()
             blocking(self._held.save(data, self._total))
 
 
@@ -170,64 +169,6 @@ class _Life:
         return idle
 
 
-class _ThreadIo:
-    """Calls that block their thread."""
-
-    def __init__(self, life: _Life) -> None:
-        self._life = life
-        self._mutex = threading.Lock()
-        self._channels: dict[tuple[str, Lane], grpc.Channel] = {}
-        self._waiting: set[grpc.Future[Any]] = set()
-
-    async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
-        stub = IdempotencyServiceStub(self._channel(server, method.lane))
-        call: grpc.Future[A] = getattr(stub, method.name).future(request, timeout=timeout, metadata=metadata)
-        try:
-            if method.ends_at_close:
-                self._waiting.add(call)
-                if self._life.closing.is_set():
-                    raise closed()
-            return call.result()
-        except grpc.FutureCancelledError:
-            # By `take_back`; or with the connections, whose last calls are renewals that no run needs any more.
-            raise (closed() if method.ends_at_close else CallError("this client is closed")) from None
-        except BaseException:
-            call.cancel()  # An interrupt: the server is to know that nobody waits any more.
-            raise
-        finally:
-            self._waiting.discard(call)
-
-    async def sleep(self, span: float, ends_at_close: bool) -> None:
-        if not ends_at_close:
-            threading.Event().wait(span)
-        elif self._life.closing.wait(span):
-            raise closed()
-
-    def take_back(self) -> None:
-        """Ends what waits for somebody else's work."""
-        for call in list(self._waiting):
-            call.cancel()
-
-    def _channel(self, server: Server, lane: Lane) -> grpc.Channel:
-        self._life.home.check()
-        with self._mutex:
-            channel = self._channels.get((server.target, lane))
-            if channel is None:
-                channel = (
-                    grpc.insecure_channel(server.target, OPTIONS)
-                    if server.credentials is None
-                    else grpc.secure_channel(server.target, server.credentials, OPTIONS)
-                )
-                self._channels[server.target, lane] = channel
-            return channel
-
-    def close(self) -> None:
-        with self._mutex:
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
-
-
 class Once(Generic[T]):
     """A run of some work for a key, to be made with `Client.once`."""
 
@@ -270,7 +211,7 @@ class Once(Generic[T]):
         self._client._detach(lambda: blocking(self._core.give_back(plan.request)))
 
     def _hold(self, plan: Plan, held: Held, work: Callable[[Claim], T]) -> Done[T]:
-        claim = Claim(held, self._core.timeout, self._client._life.home)
+        claim = Claim(plan.request, held, self._core.timeout, self._client._life.home)
         keeper = Keeper(held)
         verdicts: Verdicts = SimpleQueue()
         try:
@@ -334,7 +275,7 @@ class Once(Generic[T]):
 
     def _unprotected(self, plan: Plan, work: Callable[[Claim], T]) -> Done[T]:
         self._client._count_unprotected()
-        claim = Claim(None, 0.0, self._client._life.home)
+        claim = Claim(plan.request, None, 0.0, self._client._life.home)
         token = _current.set(claim)
         try:
             ended: Ended[T] = Ended(value=_carry_out(work, claim))
@@ -386,7 +327,7 @@ class Client:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = _ThreadIo(self._life)
+        self._io = ThreadIo(self._life.home, self._life.closing, settings.get("sessions", True))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         self._mutex = threading.Lock()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import grpc
 from google.protobuf.message import Message
 
-from onced import access, retry
+from onced import access, retry, session
 from onced.access import Access
 from onced.clock import Clock
 from onced.errors import CallError, SetupError
@@ -30,6 +30,8 @@ CONNECT_TIME = 3.0
 """How long a connection may take to come up, in seconds."""
 KEEPALIVE = (10.0, 5.0)
 """How often a busy connection is asked whether it lives, and how long the answer may take, in seconds."""
+SHORTEST = 0.001
+"""How long an attempt may take at least, in seconds."""
 
 OPTIONS: list[tuple[str, Any]] = [
     # What is sent again, and when, is decided here alone.
@@ -76,6 +78,11 @@ class Method(Generic[Q, A]):
     answer: type[A]
     ends_at_close: bool = False
     """Whether closing the client takes it back."""
+
+    @property
+    def field(self) -> str:
+        """Its name in the messages of a session."""
+        return self.name.lower()
 
 
 BEGIN = Method("Begin", Lane.WAITING, v1.BeginRequest, v1.BeginResponse, ends_at_close=True)
@@ -154,6 +161,14 @@ class Io(Protocol):
     async def send(self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata) -> A:
         """Sends a call once, or raises a `grpc.RpcError`."""
 
+    def take(
+        self, server: Server, method: Method[Q, A], request: Q, timeout: float, metadata: Metadata
+    ) -> Awaitable[v1.SessionResponse | None] | None:
+        """Sends a call in the session of its connection; None if none takes it.
+
+        To await: the answer, or None if the session ended first. Raises a `grpc.RpcError` if it does not come in time.
+        """
+
     async def sleep(self, span: float, ends_at_close: bool) -> None:
         """Waits for `span` seconds between attempts."""
 
@@ -181,18 +196,16 @@ class Transport:
         while True:
             index = self._current
             server = self.servers[index]
-            sent = self.clock()
-            timeout = max(min(patience.attempt, history.deadline - sent), 0.001)
-            token = self._bearer.header(sent) if self._bearer else None
-            metadata = (("authorization", token),) if token else ()
+            timeout = max(min(patience.attempt, history.deadline - self.clock()), SHORTEST)
             try:
-                message = await self.io.send(server, method, request, timeout, metadata)
+                answer = await self._attempt(server, method, request, timeout, history)
             except grpc.RpcError as error:
                 refusal, setup = server.refusal(error, timeout)
             else:
                 self._reached = True
-                return Answer(message, sent)
+                return answer
             history.note(refusal, setup)
+            token = history.token
             if refusal.code is grpc.StatusCode.UNAUTHENTICATED and token and self._renewed(token):
                 continue
             pause = history.pause(refusal, setup)
@@ -202,6 +215,26 @@ class Transport:
             if pause:
                 log.debug("%s: trying %s again in %.2f s: %s", server.name, method.name, pause, refusal)
                 await self.io.sleep(pause, method.ends_at_close)
+
+    async def _attempt(
+        self, server: Server, method: Method[Q, A], request: Q, timeout: float, history: _History
+    ) -> Answer[A]:
+        """Sends a call once: in a session if one takes it; by itself if none does, or if that ended first."""
+        sent = self.clock()
+        answering = self.io.take(server, method, request, timeout, self._metadata(sent, history))
+        if answering is not None:
+            answer = await answering
+            if answer is not None:
+                return Answer(session.read(answer, method), sent)
+            history.unsettled = True  # It may have been carried out all the same.
+            timeout -= self.clock() - sent
+            sent = self.clock()
+        metadata = self._metadata(sent, history)
+        return Answer(await self.io.send(server, method, request, max(timeout, SHORTEST), metadata), sent)
+
+    def _metadata(self, now: float, history: _History) -> Metadata:
+        history.token = self._bearer.header(now) if self._bearer else None
+        return (("authorization", history.token),) if history.token else ()
 
     def _renewed(self, token: str) -> bool:
         return self._bearer is not None and self._bearer.renew(token, self.clock())
@@ -225,7 +258,10 @@ class _History:
         self.deadline = transport.clock() + patience.total
         self._attempts = 0
         self._said: Refusal | None = None
-        self._unsettled = False
+        self.unsettled = False
+        """Whether an attempt may have been carried out without an answer."""
+        self.token: str | None = None
+        """The header that the last attempt has shown."""
         self._answered = False
         self._setup = False
         self._pushback = 0.0
@@ -240,7 +276,7 @@ class _History:
             self._said = refusal
             self._answered |= refusal.code is not grpc.StatusCode.UNAVAILABLE
         self._answered |= refusal.is_of_another
-        self._unsettled |= refusal.may_have_written
+        self.unsettled |= refusal.may_have_written
 
     def pause(self, refusal: Refusal, setup: bool) -> float:
         """How long to wait before the next attempt; raises if that would not help, or there is no time for it."""
@@ -274,7 +310,7 @@ class _History:
             reason=told.reason,
             values=last.values,
             unavailable=unavailable,
-            unsettled=self._unsettled,
+            unsettled=self.unsettled,
             answered=self._answered or not unavailable,
             setup=self._setup,
         )
