@@ -184,7 +184,7 @@ async def _answer(
         if session.forget(number) and not waiter.done():
             waiter.set_exception(out_of_time())
 
-    timer = asyncio.get_running_loop().call_later(timeout + MARGIN, late)
+    timer = asyncio.get_running_loop().call_later(timeout + min(MARGIN, timeout / 4), late)
     try:
         with line:
             return await waiter

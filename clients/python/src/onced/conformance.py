@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from onced import fingerprint
+from onced import fingerprint, session
 from onced.aio import AsyncClaim, AsyncClient
 from onced.codecs import BYTES, JSON, TEXT, Codec
 from onced.errors import ClaimLostError, Failure, FinalError, NotBegunError, OncedError, WorkFailedError
@@ -236,6 +236,7 @@ class Agent:
 
 async def serve() -> None:
     """Carries out commands until there are no more of them."""
+    session.MANY = 16  # As many as in the other languages, whose scenarios these are.
     agent, loop = Agent(), asyncio.get_running_loop()
     carried_out = set()
     while line := await loop.run_in_executor(None, sys.stdin.readline):

@@ -148,7 +148,7 @@ class ThreadIo:
         with line:
             try:
                 self._note(method, waiter)
-                return waiter.result(timeout + MARGIN)
+                return waiter.result(timeout + min(MARGIN, timeout / 4))
             except futures.TimeoutError:
                 if session.forget(number):
                     raise out_of_time() from None
