@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.enable_type_names();
     // Sorted maps, so that an outcome has one encoding; shared bytes, so that a replay copies nothing.
     tonic_prost_build::configure()
-        .build_server(false)
+        // The server is that of the tests.
+        .server_mod_attribute(".", "#[cfg(test)]")
         .bytes(".")
         .btree_map(".")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")

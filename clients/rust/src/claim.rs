@@ -46,6 +46,17 @@ impl std::fmt::Display for Lost {
 pub struct Claim(Arc<Held>);
 
 impl Claim {
+    /// The namespace that the run was begun with.
+    pub fn namespace(&self) -> &str {
+        &self.0.namespace
+    }
+
+    /// The key that the run was begun with. Behind the layer of the module `http` with a scope that is the key as onced
+    /// has it, with the digest of the scope in front.
+    pub fn key(&self) -> &str {
+        &self.0.key
+    }
+
     /// Strictly larger than that of every earlier claim of the key. Give it to the resources that the work
     /// changes, so that they can refuse a stale holder.
     pub fn fencing_token(&self) -> u64 {
@@ -167,14 +178,14 @@ impl Held {
     }
 
     /// What stands for a claim where there is none.
-    pub fn unprotected(client: Client) -> Arc<Self> {
+    pub fn unprotected(client: Client, namespace: String, key: String) -> Arc<Self> {
         let clock = client.transport().clock().clone();
         let state = watch::Sender::new(LockState::new(Moment::default()));
         Arc::new(Self {
             client,
             clock,
-            namespace: String::new(),
-            key: String::new(),
+            namespace,
+            key,
             claim: v1::Claim::default(),
             protected: false,
             ttl: Duration::ZERO,
@@ -377,6 +388,21 @@ mod tests {
         assert!(!signal.is_finished());
         *now.lock().unwrap() = 500;
         assert_eq!(signal.await.unwrap(), Some(Lost::LockEnded));
+    }
+
+    #[tokio::test]
+    async fn a_claim_names_what_it_is_of_also_where_there_is_none() {
+        let (held, _now) = held();
+        let claim = Claim::new(&held);
+        assert_eq!((claim.namespace(), claim.key()), ("n", "k"));
+
+        let client = Client::connect("127.0.0.1:1").unwrap();
+        let open = client.once("k").namespace("n").fail_open(Duration::from_millis(10));
+        let done = open.run(|claim| async move {
+            assert!(!claim.protected());
+            Ok(format!("{} {}", claim.namespace(), claim.key()))
+        });
+        assert_eq!(done.await.unwrap().outcome, "n k".into());
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::builder::ClientBuilder;
 use crate::clock::Moment;
 use crate::error::{Error, Refusal};
 use crate::once::Once;
-use crate::transport::{Answer, Failed, Lane, Patience, Stub, Transport};
+use crate::server::{Lane, Stub};
+use crate::transport::{Answer, Failed, Patience, Transport};
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::begin_response::Result as Begun;
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
@@ -94,7 +95,9 @@ impl Client {
         let runs = &self.0.runs;
         runs.closing.cancel();
         runs.open.close();
-        tokio::time::timeout(patience, runs.open.wait()).await.is_ok()
+        let ended = tokio::time::timeout(patience, runs.open.wait()).await.is_ok();
+        self.0.transport.close_sessions();
+        ended
     }
 
     /// Claims a key, or tells what became of it. Waits as long as `request.wait` says, however short the

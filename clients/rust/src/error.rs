@@ -14,7 +14,7 @@ const WRITE: &str = "write";
 const WRITE_UNKNOWN: &str = "unknown";
 
 /// The domain of every `ErrorInfo` that onced sends.
-const DOMAIN: &str = "onced.dev";
+pub(crate) const DOMAIN: &str = "onced.dev";
 
 /// Why a call failed.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -223,7 +223,8 @@ impl Once {
         let begun = beginning.ask(wait, fail_open, on_wait).await?;
         let request = beginning.into_request();
         let Some(begun) = begun else {
-            let run = Run::new(Held::unprotected(client), rule, request.owner, open);
+            let held = Held::unprotected(client, request.namespace, request.key);
+            let run = Run::new(held, rule, request.owner, open);
             return Ok(Start::Run(Box::new(run)));
         };
         match begun.message {

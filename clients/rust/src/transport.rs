@@ -1,38 +1,24 @@
-//! The one place that sends calls: which server, which connection, how often. A stream that carries many
-//! calls can take the place of the unary ones here, and nobody else would notice.
+//! The one place that sends calls: which server, which connection, how often. Where there are many, a session takes
+//! the place of the unary ones here, and nobody else notices.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::access::{self, Access, Bearer};
+use crate::access::{self, Access};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, Refusal, is_of_onced, is_time_out, silence};
 use crate::retry::{self, Advice};
+use crate::server::{Credentials, Lane, Server, Stub};
+use crate::session::{Carried, Ended};
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 
-/// How long a connection may take to come up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a busy connection is asked whether it lives, and how long the answer may take.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// How much longer than an attempt's deadline its answer may be on the way, a quarter of that at most.
 pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(250);
-
-/// The connection that a call takes. Calls of holders have their own, so that no crowd of waiting calls
-/// can hold up the holder they wait for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Lane {
-    /// Begin, Lookup, Watch, and what operators do.
-    Waiting,
-    /// Complete, Renew, Release.
-    Holding,
-}
 
 /// How long a call is tried.
 #[derive(Clone, Copy, Debug)]
@@ -87,56 +73,28 @@ impl From<Failed> for Error {
     }
 }
 
-/// How addresses are written.
-const FORMS: &str = "write HOST:PORT, http://HOST:PORT, or https://HOST:PORT for TLS";
-
-struct Server {
-    name: String,
-    tls: bool,
-    endpoint: Endpoint,
-    /// Connected at first use: a client can be made before there is a server, and outside a runtime.
-    channels: [OnceLock<Channel>; 2],
-}
-
 pub(crate) struct Transport {
     servers: Vec<Server>,
     /// The server that calls go to: the last one that answered.
     current: AtomicUsize,
     /// Whether any server has ever answered.
     reached: AtomicBool,
-    bearer: Option<Arc<Bearer>>,
+    credentials: Credentials,
     clock: Clock,
 }
 
-/// Adds who calls to each call of a [`Stub`].
-#[derive(Clone)]
-pub struct Credentials {
-    bearer: Option<Arc<Bearer>>,
-    clock: Clock,
-}
-
-/// The calls of the API on one connection, each sent once, and as it is: without a deadline unless the request has
-/// one. The connection is made again when it is lost.
-pub type Stub = IdempotencyServiceClient<InterceptedService<Channel, Credentials>>;
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("token", &self.bearer.is_some()).finish_non_exhaustive()
-    }
-}
-
-impl Interceptor for Credentials {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(bearer) = &self.bearer {
-            request.metadata_mut().insert("authorization", bearer.header(self.clock.now()));
-        }
-        Ok(request)
-    }
+/// How an attempt ended.
+struct Attempt<A> {
+    ended: Result<A, Status>,
+    /// When the call was sent that ended so.
+    sent: Moment,
+    /// What it was signed with.
+    token: Option<MetadataValue<Ascii>>,
 }
 
 impl Transport {
     pub fn new(servers: &[String], access: &Access, clock: Clock) -> Result<Self, Error> {
-        let parsed = servers.iter().map(|server| Server::parse(server, access));
+        let parsed = servers.iter().map(|server| Server::parse(server, access, &clock));
         let servers = parsed.collect::<Result<Vec<_>, _>>()?;
         if servers.is_empty() {
             let why = "name at least one, such as 127.0.0.1:7411".to_owned();
@@ -147,47 +105,41 @@ impl Transport {
             return Err(Error::CredentialsInvalid(why.to_owned()));
         }
         let bearer = access.bearer(clock.now())?.map(Arc::new);
+        let credentials = Credentials { bearer, clock: clock.clone() };
         // Each client starts elsewhere, so that a fleet of them spreads over the servers.
         let current = AtomicUsize::new(fastrand::usize(..servers.len()));
-        Ok(Self { servers, current, reached: AtomicBool::new(false), bearer, clock })
+        Ok(Self { servers, current, reached: AtomicBool::new(false), credentials, clock })
     }
 
     /// Sends a call until it is answered, refused, or out of time.
-    pub async fn call<Q, A, F>(
+    pub async fn call<Q: Carried, F>(
         &self,
         lane: Lane,
         patience: Patience,
         request: &Q,
         send: impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<Answer<A>, Failed>
+    ) -> Result<Answer<Q::Answer>, Failed>
     where
-        Q: Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
+        F: Future<Output = Result<Response<Q::Answer>, Status>>,
     {
         let mut attempts = Attempts::new(self.clock.now(), patience.total);
         let mut answered = None;
         loop {
             let index = self.current.load(Ordering::Relaxed);
-            let sent = self.clock.now();
-            let time = patience.attempt.min(attempts.deadline.since(sent)).max(Duration::from_millis(1));
-            let mut attempt = Request::new(request.clone());
-            attempt.set_timeout(time);
-            let token = self.sign(&mut attempt);
-            let margin = ANSWER_MARGIN.min(patience.attempt / 4);
-            let answer = tokio::time::timeout(time + margin, send(self.channel(index, lane), attempt));
-            let status = match answer.await {
-                Ok(Ok(response)) => {
+            let Attempt { ended, sent, token } =
+                self.attempt(index, lane, patience, request, &send, &mut attempts).await;
+            let status = match ended {
+                Ok(message) => {
                     self.reached.store(true, Ordering::Relaxed);
-                    return Ok(Answer { message: response.into_inner(), sent });
+                    return Ok(Answer { message, sent });
                 }
-                Ok(Err(status)) if self.renewed(&status, token.as_ref()) => {
+                Err(status) if self.renewed(&status, token.as_ref()) => {
                     // It is no outage that a server refuses a token.
                     self.reached.store(true, Ordering::Relaxed);
                     attempts.outage = false;
                     continue;
                 }
-                Ok(Err(status)) if !is_time_out(&status) => status,
-                Ok(Err(_)) | Err(_) => silence(self.name(index), time),
+                Err(status) => status,
             };
             let unsettled = attempts.unsettled;
             attempts.unsettled |= may_have_written(&status);
@@ -199,6 +151,53 @@ impl Transport {
             })?;
             answered = Some(Refusal::of(&status)).filter(|refusal| refusal.reason.is_some()).or(answered);
         }
+    }
+
+    /// Sends a call once: in the session of the connection if there is one, else as a unary call. What befalls the
+    /// session is no answer: then the same attempt goes on as a unary call.
+    async fn attempt<Q: Carried, F>(
+        &self,
+        index: usize,
+        lane: Lane,
+        patience: Patience,
+        request: &Q,
+        send: impl Fn(Channel, Request<Q>) -> F,
+        attempts: &mut Attempts,
+    ) -> Attempt<Q::Answer>
+    where
+        F: Future<Output = Result<Response<Q::Answer>, Status>>,
+    {
+        let server = self.server(index);
+        let channel = server.channel(lane);
+        let sessions = server.sessions(lane);
+        let _counted = sessions
+            .count(|| IdempotencyServiceClient::with_interceptor(channel.clone(), self.credentials.clone()));
+        let least = Duration::from_millis(1);
+        let margin = ANSWER_MARGIN.min(patience.attempt / 4);
+        let mut sent = self.clock.now();
+        let time = patience.attempt.min(attempts.deadline.since(sent)).max(least);
+        let until = sent + time;
+        if let Some(place) = sessions.place(request) {
+            let status = match tokio::time::timeout(time + margin, place.call::<Q>(time)).await {
+                Ok(Ended::Answered(ended)) => return Attempt { ended, sent, token: None },
+                Ok(Ended::Again(status)) => status,
+                Err(_) => return Attempt { ended: Err(silence(&server.name, time)), sent, token: None },
+            };
+            // The session may have carried it out all the same.
+            attempts.unsettled = true;
+            attempts.outage &= status.is_none_or(|status| status.code() == Code::Unavailable);
+            sent = self.clock.now();
+        }
+        let left = until.since(sent).max(least);
+        let mut unary = Request::new(request.clone());
+        unary.set_timeout(left);
+        let token = self.sign(&mut unary);
+        let ended = match tokio::time::timeout(left + margin, send(channel, unary)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) if !is_time_out(&status) => Err(status),
+            Ok(Err(_)) | Err(_) => Err(silence(&server.name, time)),
+        };
+        Attempt { ended, sent, token }
     }
 
     /// Makes a call at each server, once.
@@ -223,19 +222,19 @@ impl Transport {
 
     /// Connects to the server at `index`, by a connection of its own.
     pub async fn connect(&self, index: usize) -> Result<Stub, Refusal> {
-        let server = self.server(index);
-        let channel = server.endpoint.connect().await.map_err(|error| {
-            let mut refusal = server.refusal(&Status::from_error(error.into())).0;
-            refusal.message = format!("{}: {}", server.name, refusal.message);
-            refusal
-        })?;
-        let credentials = Credentials { bearer: self.bearer.clone(), clock: self.clock.clone() };
-        Ok(IdempotencyServiceClient::with_interceptor(channel, credentials))
+        self.server(index).connect(self.credentials.clone()).await
+    }
+
+    /// Opens no more sessions, and lets those that stand end with their last calls.
+    pub fn close_sessions(&self) {
+        for server in &self.servers {
+            server.close_sessions();
+        }
     }
 
     /// Adds who calls: what was added.
     pub fn sign<Q>(&self, request: &mut Request<Q>) -> Option<MetadataValue<Ascii>> {
-        let token = self.bearer.as_ref()?.header(self.clock.now());
+        let token = self.credentials.bearer.as_ref()?.header(self.clock.now());
         request.metadata_mut().insert("authorization", token.clone());
         Some(token)
     }
@@ -243,7 +242,7 @@ impl Transport {
     /// Whether a call failed by its token, and there is another one by now. A file is changed a few times at most, so
     /// nobody goes round here for long.
     pub fn renewed(&self, status: &Status, sent: Option<&MetadataValue<Ascii>>) -> bool {
-        let (Some(bearer), Some(sent)) = (&self.bearer, sent) else { return false };
+        let (Some(bearer), Some(sent)) = (&self.credentials.bearer, sent) else { return false };
         status.code() == Code::Unauthenticated && bearer.renew(sent, self.clock.now())
     }
 
@@ -308,12 +307,7 @@ impl Transport {
 
     /// The connection of `lane` to the server at `index`.
     pub fn channel(&self, index: usize, lane: Lane) -> Channel {
-        let server = self.server(index);
-        let cell = match lane {
-            Lane::Waiting => &server.channels[0],
-            Lane::Holding => &server.channels[1],
-        };
-        cell.get_or_init(|| server.endpoint.connect_lazy()).clone()
+        self.server(index).channel(lane)
     }
 
     pub fn clock(&self) -> &Clock {
@@ -344,97 +338,11 @@ fn is_of_another(status: &Status) -> bool {
     std::error::Error::source(status).is_none() && status.code() != Code::Unavailable
 }
 
-impl Server {
-    /// What an answer says; and whether somebody has set it up so, and it is the same next time. Then it also says what
-    /// to do.
-    fn refusal(&self, status: &Status) -> (Refusal, bool) {
-        let mut refusal = Refusal::of(status);
-        let advice = match is_of_onced(status) {
-            true => None,
-            false => access::advice(&refusal.message, self.tls),
-        };
-        if let Some(advice) = advice {
-            refusal.message = format!("{}; {advice}", refusal.message);
-        }
-        (refusal, advice.is_some())
-    }
-
-    fn parse(server: &str, access: &Access) -> Result<Self, Error> {
-        let invalid = |why: &str| Error::ServerInvalid { server: server.to_owned(), why: why.to_owned() };
-        let uri = match server.split_once("://") {
-            None => format!("http://{server}"),
-            Some(("http" | "https", _)) => server.to_owned(),
-            Some(_) => return Err(invalid(FORMS)),
-        };
-        let mut endpoint = Endpoint::from_shared(uri).map_err(|_| invalid(FORMS))?;
-        if endpoint.uri().port().is_none() {
-            return Err(invalid("the port is missing; onced listens on 7411 by default"));
-        }
-        let tls = endpoint.uri().scheme_str() == Some("https");
-        if tls {
-            let unusable = |error: tonic::transport::Error| {
-                let why =
-                    std::error::Error::source(&error).map_or(error.to_string(), |cause| cause.to_string());
-                Error::CredentialsInvalid(format!("the files for TLS cannot be used: {why}"))
-            };
-            endpoint = endpoint.tls_config(access.tls()?).map_err(unusable)?;
-        } else if access.token.is_some()
-            && !access.token_in_plaintext
-            && !access::is_loopback(endpoint.uri().host().unwrap_or_default())
-        {
-            return Err(invalid(
-                "a token would go there for all to read: write https://, or say --token-in-plaintext \
-                 (allow_token_in_plaintext)",
-            ));
-        }
-        let endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1);
-        Ok(Self { name: server.to_owned(), tls, endpoint, channels: Default::default() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::access::TokenSource;
-
-    fn refused(server: &str) -> String {
-        refused_with(server, &Access::default())
-    }
-
-    fn refused_with(server: &str, access: &Access) -> String {
-        match Transport::new(&[server.to_owned()], access, Clock::system()) {
-            Ok(_) => format!("{server} was accepted"),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn addresses_are_checked_before_anything_is_sent() {
-        let none = Access::default();
-        for good in ["127.0.0.1:7411", "http://onced.internal:7411", "[::1]:7411", "https://onced:7411"] {
-            assert!(Transport::new(&[good.to_owned()], &none, Clock::system()).is_ok(), "{good}");
-        }
-        assert!(refused("127.0.0.1").contains("port"));
-        assert!(refused("etcd://127.0.0.1:1").contains("HOST:PORT"));
-        assert!(refused("not an address").contains("HOST:PORT"));
-        assert!(Transport::new(&[], &none, Clock::system()).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_token_goes_over_no_network_without_tls_unless_that_is_said() {
-        let token = Some(TokenSource::Text("t".to_owned()));
-        let access = Access { token, ..Access::default() };
-        assert!(refused_with("onced:7411", &access).contains("for all to read"));
-        for good in ["localhost:7411", "https://onced:7411"] {
-            assert_eq!(refused_with(good, &access), format!("{good} was accepted"));
-        }
-        let access = Access { token_in_plaintext: true, ..access };
-        assert_eq!(refused_with("onced:7411", &access), "onced:7411 was accepted");
-    }
+    use crate::v1::{DeleteRequest, DeleteResponse};
 
     #[tokio::test]
     async fn a_round_is_followed_by_the_longest_pushback_of_it() {
@@ -477,23 +385,19 @@ mod tests {
         let access = Access { token: Some(TokenSource::File(file.clone())), ..Access::default() };
         let transport = Transport::new(&["127.0.0.1:1".to_owned()], &access, Clock::system()).unwrap();
         std::fs::write(&file, "new").unwrap();
-        let send = |_, request: Request<()>| async move {
-            Err::<Response<()>, _>(match request.metadata().get("authorization").unwrap() == "Bearer old" {
-                true => Status::unauthenticated("it has expired"),
-                false => Status::unavailable("no healthy upstream"),
-            })
+        let send = |_, request: Request<DeleteRequest>| async move {
+            Err::<Response<DeleteResponse>, _>(
+                match request.metadata().get("authorization").unwrap() == "Bearer old" {
+                    true => Status::unauthenticated("it has expired"),
+                    false => Status::unavailable("no healthy upstream"),
+                },
+            )
         };
         let patience = Patience { total: Duration::from_millis(50), attempt: Duration::from_millis(50) };
-        let failed = transport.call(Lane::Waiting, patience, &(), send).await.err().unwrap();
+        let failed =
+            transport.call(Lane::Waiting, patience, &DeleteRequest::default(), send).await.err().unwrap();
         std::fs::remove_file(&file).unwrap();
         assert!(failed.error.is_unavailable(), "{failed:?}");
         assert!(!failed.outage, "{failed:?}");
-    }
-
-    #[test]
-    fn certificates_are_for_servers_that_are_called_by_tls() {
-        let access = Access { ca: Some("/no/such/file".into()), ..Access::default() };
-        assert!(refused_with("localhost:7411", &access).contains("https://"));
-        assert!(refused_with("https://localhost:7411", &access).contains("/no/such/file"));
     }
 }

@@ -5,7 +5,8 @@ use tonic::{Request, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::transport::{Attempts, Lane};
+use crate::server::Lane;
+use crate::transport::Attempts;
 use crate::v1::idempotency_service_client::IdempotencyServiceClient;
 use crate::v1::lookup_response::Record;
 use crate::v1::watch_response::Record as Watched;

@@ -224,3 +224,33 @@ impl Wire {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::{Extension, Router, routing::post};
+    use http_body_util::BodyExt as _;
+    use tower_layer::Layer as _;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::http::OnceLayer;
+    use crate::http::body::full;
+
+    #[tokio::test]
+    async fn a_handler_is_told_the_key_as_onced_has_it() {
+        let layer = OnceLayer::new(Client::connect("127.0.0.1:1").unwrap())
+            .namespace("shop")
+            .scope(|_| Some("a".to_owned()))
+            .fail_open(Duration::from_millis(10));
+        let handler = async |Extension(claim): Extension<Claim>| {
+            assert!(!claim.protected());
+            format!("{} {}", claim.namespace(), claim.key())
+        };
+        let mut service = layer.layer(Router::new().route("/", post(handler)));
+        let request = Request::post("/").header("idempotency-key", "\"k\"").body(full("")).unwrap();
+        let told = service.call(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(told, "shop ca978112ca1bbdcafac231b39a23dc4d:k");
+    }
+}
