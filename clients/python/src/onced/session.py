@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("onced")
 
 MANY = 200
-"""How many calls are under way on a connection when it gets a session. A stream spares grpcio nothing, so this is about the
+"""How many calls are under way on a connection when it gets a session. A stream spares grpcio nothing: it is about the
 256 unary calls that a server takes on a connection, beyond which more would wait for their turn."""
 MOST_OPEN = 512
 """How many calls a session carries at once. With the next one it bounds what waits to be sent."""
