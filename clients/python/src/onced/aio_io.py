@@ -102,7 +102,7 @@ class LoopSession(Session[Waiter]):
             # It did not open in time; or the loop is ending, and not for another one to begin.
             useless = True
         except grpc.RpcError as error:
-            useless = error.code() is grpc.StatusCode.UNIMPLEMENTED
+            useless = self.is_useless(error.code())
         except Exception as error:
             log.debug("a session broke off: %s", error)
         finally:

@@ -196,6 +196,12 @@ class Session(Generic[W]):
         for waiter in left:
             self.tell(waiter, None)
 
+    def is_useless(self, code: grpc.StatusCode) -> bool:
+        """Whether another session would fare no better than this one, which ended so."""
+        if self.opened is None:
+            return code is not grpc.StatusCode.UNAVAILABLE
+        return code is grpc.StatusCode.UNIMPLEMENTED
+
     def ended(self, *, useless: bool) -> None:
         """The stream has ended, however it did. `useless`: another one would fare no better."""
         self._gone(self, useless)
@@ -257,8 +263,10 @@ class Line(Generic[C, S]):
                 self._current = None
             was_short = session.opened is not None and now - session.opened < SHORT
             self._short = self._short + 1 if was_short else 0
-            if useless or session.opened is None or self._short == 3:
+            if useless or self._short == 3:
                 self._not_before, self._short = now + REST, 0
+            elif session.opened is None:  # The server is away, and may soon be back.
+                self._not_before = now + SHORT
 
     def close(self) -> Sequence[S]:
         """Ends all sessions, and opens no more; those that it ended."""

@@ -84,7 +84,7 @@ class ThreadSession(Session[Waiter]):
             for answer in self._call:
                 self.answered(answer)
         except grpc.RpcError:
-            useless = self._call.code() is grpc.StatusCode.UNIMPLEMENTED
+            useless = self.is_useless(self._call.code())
         except Exception as error:
             log.debug("a session broke off: %s", error)
         finally:

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::stream::{Stream, Turn};
@@ -168,10 +168,12 @@ impl Sessions {
         Arc::downgrade(&stream)
     }
 
-    fn not_opened(&self) {
+    fn not_opened(&self, why: &Status) {
+        // One that is away now may soon be back.
+        let pause = if why.code() == Code::Unavailable { SHORT } else { PAUSE };
         let mut state = self.lock();
         state.opening = false;
-        state.paused_until = self.clock.now() + PAUSE;
+        state.paused_until = self.clock.now() + pause;
     }
 
     /// A session takes no more calls, and ends with its last one.
@@ -249,7 +251,7 @@ async fn keep(sessions: Weak<Sessions>, stub: Stub) {
         Ok((stream, reader)) => (of.opened(stream), reader),
         Err(error) => {
             tracing::debug!(%error, "no session could be opened, so calls are unary");
-            return of.not_opened();
+            return of.not_opened(&error);
         }
     };
     drop(of);
