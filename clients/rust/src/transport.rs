@@ -178,13 +178,15 @@ impl Transport {
         let time = patience.attempt.min(attempts.deadline.since(sent)).max(least);
         let until = sent + time;
         if let Some(place) = sessions.place(request) {
-            let status = match tokio::time::timeout(time + margin, place.call::<Q>(time)).await {
-                Ok(Ended::Answered(ended)) => return Attempt { ended, sent, token: None },
-                Ok(Ended::Again(status)) => status,
-                Err(_) => return Attempt { ended: Err(silence(&server.name, time)), sent, token: None },
+            let status = match place.call::<Q>(time, time + margin).await {
+                Ended::Answered(ended) => return Attempt { ended, sent, token: None },
+                Ended::Silent => {
+                    return Attempt { ended: Err(silence(&server.name, time)), sent, token: None };
+                }
+                Ended::Again(status) => status,
             };
-            // The session may have carried it out all the same.
-            attempts.unsettled = true;
+            // One that was not answered may have been carried out all the same.
+            attempts.unsettled |= status.as_ref().is_none_or(may_have_written);
             attempts.outage &= status.is_none_or(|status| status.code() == Code::Unavailable);
             sent = self.clock.now();
         }

@@ -24,6 +24,8 @@ use crate::v1::{
 
 /// How many calls are to be under way for a session to be opened.
 const MANY: usize = 16;
+/// The server's own limit of that, by its name.
+const FULL: &str = "max_session_calls";
 /// How many calls of a session may be open; and, where a connection takes none, wait to be sent.
 const MAX_OPEN: usize = 512;
 /// The largest request that it carries: one that takes long holds up all behind it.
@@ -169,8 +171,9 @@ impl Sessions {
     }
 
     fn not_opened(&self, why: &Status) {
-        // One that is away now may soon be back.
-        let pause = if why.code() == Code::Unavailable { SHORT } else { PAUSE };
+        // A server that is away now may soon be back. What a connection meets has a source.
+        let is_away = why.code() == Code::Unavailable || std::error::Error::source(why).is_some();
+        let pause = if is_away { SHORT } else { PAUSE };
         let mut state = self.lock();
         state.opening = false;
         state.paused_until = self.clock.now() + pause;
@@ -199,7 +202,9 @@ impl Sessions {
 /// What a call in a session came to.
 pub(crate) enum Ended<A> {
     Answered(Result<A, Status>),
-    /// It is to be made again: the stream ended first, or has said that it does.
+    /// It has no answer in time.
+    Silent,
+    /// It is to be made again: the stream ended first, or the session refused it.
     Again(Option<Status>),
 }
 
@@ -212,19 +217,33 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Makes the call. Dropped before it is answered, it is taken back.
-    pub async fn call<Q: Carried>(self, timeout: Duration) -> Ended<Q::Answer> {
+    /// Makes the call, which may take so long, as the server keeps the time, and not longer than `within`. Dropped before
+    /// it is answered, it is taken back.
+    pub async fn call<Q: Carried>(self, timeout: Duration, within: Duration) -> Ended<Q::Answer> {
         let Self { sessions, stream, call, turn } = self;
+        let heard = stream.heard();
         // A place is one of `MAX_OPEN` until its call has been sent, and until it is answered.
-        let answer = stream.answer(call, timeout, Some(Arc::clone(&turn))).await;
+        let answer = stream.answer(call, timeout, Some(Arc::clone(&turn)));
+        let Ok(answer) = tokio::time::timeout(within, answer).await else {
+            // Not even that the time is over: who is at the other end of the connection may have lost its own.
+            if stream.heard() == heard {
+                sessions.retire(&stream);
+            }
+            return Ended::Silent;
+        };
         match answer {
             Ok(Some(Answer::Error(status))) => {
                 let status = from_rpc(status);
-                if !ends_session(&status) {
-                    return Ended::Answered(Err(status));
+                match of_session(&status) {
+                    // As by the client's own clock, which is a little late.
+                    None if status.code() == Code::DeadlineExceeded => Ended::Silent,
+                    None => Ended::Answered(Err(status)),
+                    Some(OfSession::Full) => Ended::Again(Some(status)),
+                    Some(OfSession::Ends) => {
+                        sessions.retire(&stream);
+                        Ended::Again(Some(status))
+                    }
                 }
-                sessions.retire(&stream);
-                Ended::Again(Some(status))
             }
             Ok(answer) => Ended::Answered(answer.and_then(Q::answer).ok_or_else(|| unreadable("Session"))),
             Err(_) => Ended::Again(None),
@@ -232,12 +251,24 @@ impl Place<'_> {
     }
 }
 
-/// Whether a call was refused for what has become of its session: its server goes away, or does not know any more who
-/// has opened it.
-fn ends_session(status: &Status) -> bool {
-    status.get_details_error_info().is_some_and(|info| {
-        info.domain == DOMAIN && (info.reason == "DRAINING" || info.reason.starts_with("CREDENTIALS"))
-    })
+/// What an answer says of the session, and not of the call.
+enum OfSession {
+    /// It ends: its server goes away, or does not know any more who has opened it.
+    Ends,
+    /// It takes no more calls, for as long as so many are open.
+    Full,
+}
+
+fn of_session(status: &Status) -> Option<OfSession> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    match info.reason.as_str() {
+        "DRAINING" => Some(OfSession::Ends),
+        reason if reason.starts_with("CREDENTIALS") => Some(OfSession::Ends),
+        "OVERLOADED" if info.metadata.get("limit").is_some_and(|limit| limit == FULL) => {
+            Some(OfSession::Full)
+        }
+        _ => None,
+    }
 }
 
 /// Opens a session, and reads its answers until it ends. It is ended when it was idle, and when nobody is left who

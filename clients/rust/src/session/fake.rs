@@ -40,8 +40,8 @@ pub struct Opened {
     answers: mpsc::UnboundedSender<Result<SessionResponse, Status>>,
 }
 
-/// Who is to be told that a session was refused.
-type Refuses = Arc<Mutex<Option<oneshot::Sender<()>>>>;
+/// Who is to be told that a session was refused, and how it is.
+type Refuses = Arc<Mutex<Option<(oneshot::Sender<()>, Status)>>>;
 
 #[derive(Clone)]
 struct Api {
@@ -75,10 +75,10 @@ impl Fake {
         Self { address, waiting, sessions, refuses, runtime: Some(runtime) }
     }
 
-    /// Knows of no sessions when the next one is to be opened, and tells when that is.
-    pub fn refuse_one(&self) -> oneshot::Receiver<()> {
+    /// Refuses the next session that is to be opened, and tells when that is.
+    pub fn refuse_one(&self, by: Status) -> oneshot::Receiver<()> {
         let (tells, refused) = oneshot::channel();
-        *self.refuses.lock().unwrap() = Some(tells);
+        *self.refuses.lock().unwrap() = Some((tells, by));
         refused
     }
 
@@ -183,9 +183,9 @@ impl IdempotencyService for Api {
         &self,
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        if let Some(refused) = self.refuses.lock().unwrap().take() {
+        if let Some((refused, by)) = self.refuses.lock().unwrap().take() {
             let _ = refused.send(());
-            return unanswered();
+            return Err(by);
         }
         let (answers, stream) = mpsc::unbounded_channel();
         let opened = Opened { calls: request.into_inner(), answers };

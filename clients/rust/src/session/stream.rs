@@ -24,12 +24,14 @@ pub(super) struct Stream {
     turns: Arc<Semaphore>,
     open: Arc<Mutex<Open>>,
     next_id: AtomicU64,
+    heard: Arc<AtomicU64>,
 }
 
 /// The side that is answered.
 pub(super) struct Reader {
     answers: Streaming<SessionResponse>,
     open: Arc<Mutex<Open>>,
+    heard: Arc<AtomicU64>,
 }
 
 /// Bounds what waits to be sent: a message has its turn until it is.
@@ -53,13 +55,20 @@ impl Stream {
         let sent = UnboundedReceiverStream::new(queued).map(|Queued(message, _turn)| message);
         let answers = stub.session(sent).await?.into_inner();
         let open = Arc::new(Mutex::new(Open::Calls(HashMap::new())));
-        let reader = Reader { answers, open: Arc::clone(&open) };
-        Ok((Self { calls, turns: Arc::new(Semaphore::new(turns)), open, next_id: AtomicU64::new(1) }, reader))
+        let heard = Arc::default();
+        let reader = Reader { answers, open: Arc::clone(&open), heard: Arc::clone(&heard) };
+        let turns = Arc::new(Semaphore::new(turns));
+        Ok((Self { calls, turns, open, next_id: AtomicU64::new(1), heard }, reader))
     }
 
     /// Whether it carries calls. Once it does not, it never will again.
     pub fn is_open(&self) -> bool {
         matches!(*lock(&self.open), Open::Calls(_))
+    }
+
+    /// How much has come so far.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// How many calls it has had; none if some of them are open.
@@ -134,6 +143,7 @@ impl Reader {
         let ended = loop {
             match self.answers.message().await {
                 Ok(Some(SessionResponse { id, answer })) => {
+                    self.heard.fetch_add(1, Ordering::Relaxed);
                     if let Open::Calls(calls) = &mut *lock(&self.open)
                         && let Some(caller) = calls.remove(&id)
                     {

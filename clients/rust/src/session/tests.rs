@@ -271,6 +271,61 @@ async fn a_server_that_is_silent_costs_a_call_its_time_and_the_call_is_taken_bac
     assert!(matches!(opened.next().await.unwrap().call, Some(Sent::Cancel(_))));
     let failed = ended(call).await.err().unwrap();
     assert!(failed.error.is_unavailable() && failed.outage && failed.unsettled, "{failed:?}");
+    // Not even that the time is over was told: the session is of no use.
+    assert_eq!(token(caller.begin("k")).await, UNARY);
+    assert_eq!(opened.next().await, None);
+}
+
+#[tokio::test]
+async fn a_session_that_answers_others_outlives_a_call_that_it_does_not_answer() {
+    let mut fake = Fake::start();
+    let mut caller = Caller::of(&fake);
+    let mut opened = caller.session(&mut fake).await;
+    let time = Duration::from_millis(300);
+    let late = caller.begin_within(begin("late"), Patience { total: time, attempt: time });
+    opened.next_begin().await;
+    let other = caller.begin("k");
+    let id = opened.next_begin().await;
+    opened.answer(id, Some(Answer::Begin(claim(IN_SESSION))));
+    assert_eq!(token(other).await, IN_SESSION);
+    assert!(ended(late).await.is_err());
+    assert!(matches!(opened.next().await.unwrap().call, Some(Sent::Cancel(_))));
+    let next = caller.begin("k");
+    let id = opened.next_begin().await;
+    opened.answer(id, Some(Answer::Begin(claim(IN_SESSION))));
+    assert_eq!(token(next).await, IN_SESSION);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_time_is_over_is_silence() {
+    let mut fake = Fake::start();
+    let mut caller = Caller::of(&fake);
+    let mut opened = caller.session(&mut fake).await;
+    let time = Duration::from_secs(1);
+    let call = caller.begin_within(begin("k"), Patience { total: time, attempt: time });
+    let id = opened.next_begin().await;
+    let late = refusal(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", ErrorDetails::new());
+    opened.answer(id, error(&late));
+    let failed = ended(call).await.err().unwrap();
+    assert!(failed.error.is_unavailable() && failed.outage && failed.unsettled, "{failed:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_finds_the_session_full_at_the_server_is_unary_and_the_session_goes_on() {
+    let mut fake = Fake::start();
+    let mut caller = Caller::of(&fake);
+    let mut opened = caller.session(&mut fake).await;
+    let call = caller.begin("k");
+    let id = opened.next_begin().await;
+    let mut full = ErrorDetails::new();
+    let limit = HashMap::from([("limit".to_owned(), "max_session_calls".to_owned())]);
+    full.set_error_info("OVERLOADED", "onced.dev", limit);
+    opened.answer(id, error(&Status::with_error_details(Code::Unavailable, "no", full)));
+    assert_eq!(token(call).await, UNARY);
+    let next = caller.begin("k");
+    let id = opened.next_begin().await;
+    opened.answer(id, Some(Answer::Begin(claim(IN_SESSION))));
+    assert_eq!(token(next).await, IN_SESSION);
 }
 
 #[tokio::test]
@@ -357,19 +412,22 @@ async fn a_client_that_is_closed_or_dropped_ends_its_sessions() {
 }
 
 #[tokio::test]
-async fn where_no_session_can_be_opened_none_is_tried_for_a_minute() {
-    let mut fake = Fake::start();
-    let refused = fake.refuse_one();
-    let mut caller = Caller::of(&fake);
-    caller.crowd(&fake, 16).await;
-    tokio::time::timeout(HANGS, refused).await.expect("one is tried").unwrap();
-    for seconds in [0, 59] {
-        caller.moved.store(seconds, Ordering::SeqCst);
-        assert_eq!(token(caller.begin("k")).await, UNARY);
-        assert!(fake.opens_none().await, "{seconds}");
+async fn where_no_session_can_be_opened_none_is_tried_for_a_minute_and_where_none_is_now_for_a_second() {
+    for (why, pause) in [(Status::unimplemented("unknown"), 60), (Status::unavailable("away"), 1)] {
+        let mut fake = Fake::start();
+        let refused = fake.refuse_one(why);
+        let mut caller = Caller::of(&fake);
+        caller.crowd(&fake, 16).await;
+        tokio::time::timeout(HANGS, refused).await.expect("one is tried").unwrap();
+        for seconds in [0, pause - 1] {
+            caller.moved.store(seconds, Ordering::SeqCst);
+            assert_eq!(token(caller.begin("k")).await, UNARY);
+            // The clock goes on by itself as well.
+            assert!(pause == 1 || fake.opens_none().await, "{seconds}");
+        }
+        caller.moved.store(pause + 1, Ordering::SeqCst);
+        caller.reopened(&mut fake).await;
     }
-    caller.moved.store(61, Ordering::SeqCst);
-    caller.reopened(&mut fake).await;
 }
 
 #[tokio::test]
