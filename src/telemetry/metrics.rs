@@ -70,7 +70,7 @@ macro_rules! declare {
 
 declare! {
     /// How long calls took, from arrival to answer, by method and by what they came to; error_type is the reason of
-    /// an error. The calls of a session are counted each, and watches not here
+    /// an error. The calls of a session are counted each, unless it is full or closes; watches not here
     CALL_DURATION = "rpc_server_call_duration_seconds", Times
         ["rpc_system_name", "rpc_method", "rpc_response_status_code", "error_type"];
     /// Begins by what they came to: claimed, taken_over (a claim after a lapse or a release), resumed, replayed,

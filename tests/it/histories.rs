@@ -323,6 +323,7 @@ fn release(key: &str, fencing_token: u64) -> Call {
 /// A server on `store` that loses some of its answers; some of its writes land when it has given them up.
 async fn losing(store: &Arc<dyn RecordStore>) -> (TestServer, Arc<FaultyStore>) {
     let faulty = FaultyStore::new(Arc::clone(store));
+    faulty.let_recall();
     let fault = |_| match fastrand::u8(0..100) {
         0..6 => Fault::LoseAnswer,
         6..9 => Fault::FailBefore,

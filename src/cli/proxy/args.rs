@@ -150,8 +150,8 @@ pub struct UpstreamArgs {
     #[arg(long, env = "ONCED_PROXY_CONNECT_TIMEOUT", default_value = "5s", value_parser = some_time, value_name = DURATION)]
     pub connect_timeout: Duration,
 
-    /// How long it may take to answer: with a key, to the end; without one, until its answer begins, and for each piece
-    /// of the request to be taken
+    /// How long it may take to answer: with a key, to the end; without one, until its answer begins. And to take each
+    /// piece of a request, also while it answers already
     #[arg(long, env = "ONCED_PROXY_ANSWER_TIMEOUT", default_value = "60s", value_parser = some_time, value_name = DURATION)]
     pub answer_timeout: Duration,
 

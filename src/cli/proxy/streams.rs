@@ -23,7 +23,8 @@ tokio::task_local! {
 }
 
 /// Runs each stream on a task, which ends when the caller has not taken a piece of its answer within the limit: with that
-/// the stream is reset. Its body cannot do so: it is asked for nothing while the window of its caller is closed.
+/// the stream is reset. Its body cannot do so: once a piece waits for the window of its caller, it is asked for nothing.
+/// That it is asked for the first one before there is a window is hyper's way since 1.12, or before.
 #[derive(Clone)]
 pub struct Streams(pub Duration);
 

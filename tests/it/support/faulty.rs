@@ -72,6 +72,7 @@ pub struct FaultyStore {
     swap_faults: Mutex<VecDeque<Fault>>,
     load_faults: Mutex<VecDeque<Fault>>,
     deaf: AtomicBool,
+    recalls: AtomicBool,
     loads: AtomicU64,
     swaps: AtomicU64,
     met: Arc<Mutex<Counts>>,
@@ -87,6 +88,7 @@ impl FaultyStore {
             swap_faults: Mutex::default(),
             load_faults: Mutex::default(),
             deaf: AtomicBool::new(false),
+            recalls: AtomicBool::new(false),
             loads: AtomicU64::new(0),
             swaps: AtomicU64::new(0),
             met: Arc::default(),
@@ -113,6 +115,11 @@ impl FaultyStore {
     /// From here on watches tell nothing.
     pub fn drop_hints(&self) {
         self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// From here on it recalls what `inner` does: which is no trip, and meets no fault.
+    pub fn let_recall(&self) {
+        self.recalls.store(true, Ordering::SeqCst);
     }
 
     /// How many loads and swaps have been sent.
@@ -173,6 +180,10 @@ impl RecordStore for FaultyStore {
                 answer
             }
         }
+    }
+
+    fn recall(&self, key: &RecordKey) -> Option<Loaded> {
+        self.recalls.load(Ordering::SeqCst).then(|| self.inner.recall(key)).flatten()
     }
 
     async fn swap(
