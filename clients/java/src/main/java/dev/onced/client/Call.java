@@ -138,10 +138,14 @@ final class Call<Q, A> {
             call.halfClose();
         }
 
-        /** The session has ended, and what it carried may have been done. */
         @Override
-        void broken() {
-            mayBeDone = true;
+        void broken(Refusal why) {
+            // What a session carried when it ended may have been done.
+            mayBeDone |= why == null || why.mayBeDone();
+            if (why != null && why.isOfCredentials()) {
+                // It is an answer, whatever becomes of the call by itself.
+                watcher.failed(why, false);
+            }
             boolean sends = sending(() -> {
                 sent = transport.clock.nanos();
                 startAlone(Math.max(SHORTEST_ATTEMPT, ends - sent));

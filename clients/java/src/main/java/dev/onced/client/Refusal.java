@@ -46,6 +46,20 @@ record Refusal(Status.Code code, String reason, String message, Throwable cause,
         };
     }
 
+    /** Whether a server was there, and did not take who asked for who they say they are. */
+    boolean isOfCredentials() {
+        return reason != null && reason.startsWith("CREDENTIALS");
+    }
+
+    /** Whether a call was not carried out because its session had too many. */
+    static boolean isOfFullSession(Status status, Metadata trailers) {
+        ErrorInfo info = detail(status, trailers, ErrorInfo.class);
+        return info != null
+                && info.getDomain().equals(DOMAIN)
+                && info.getReason().equals("OVERLOADED")
+                && info.getMetadataOrDefault("limit", "").equals("max_session_calls");
+    }
+
     /** Whether nothing was sent at all. Of TLS only a failed handshake says so: other faults come later, too. */
     private static boolean isUnconnected(Throwable cause) {
         for (Throwable any = cause; any != null; any = any.getCause()) {

@@ -11,7 +11,6 @@ import java.net.URISyntaxException;
 import java.net.UnknownHostException;
 import java.util.Arrays;
 import java.util.Locale;
-import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
@@ -142,9 +141,7 @@ final class Server {
     /** Ends the sessions well, which takes as long as the server takes to hear of it. */
     CompletableFuture<?> endSessions() {
         return CompletableFuture.allOf(Arrays.stream(sessions)
-                .map(Sessions::current)
-                .filter(Objects::nonNull)
-                .map(Session::end)
+                .map(Sessions::end)
                 .toArray(CompletableFuture[]::new));
     }
 

@@ -41,11 +41,16 @@ final class Session extends ClientCall.Listener<SessionResponse> {
 
     /** Who waits for the answer to a call. */
     abstract static class Caller<A> extends ClientCall.Listener<A> {
-        /** What befell the stream is no answer: the call is to be made again. Told instead of an end. */
-        abstract void broken();
+        /**
+         * The session could not do it, and the call is to be made again. Told instead of an end.
+         *
+         * @param why what the server refused it with; null for what befell the stream, which is no answer
+         */
+        abstract void broken(Refusal why);
     }
 
-    private record Open<A>(MethodDescriptor<?, A> method, Caller<A> caller, Future<?> timeout) {}
+    /** @param heardBefore how much had been heard of the server when it was sent */
+    private record Open<A>(MethodDescriptor<?, A> method, Caller<A> caller, Future<?> timeout, long heardBefore) {}
 
     private final Transport transport;
     private final Executor executor;
@@ -56,6 +61,8 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     // All below is guarded by this.
     private final Map<Long, Open<?>> open = new HashMap<>();
     private long lastId;
+    /** How many messages have come. */
+    private long heard;
     /** Whether the server has taken it. */
     private boolean stands;
     /** It takes no more calls, and ends with its last one. */
@@ -125,11 +132,19 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         long id = ++lastId;
         // As long as the others where attempts are short: a server that hangs is not to take the time of the next one.
         long patience = time + Math.min(GRACE, time / 4);
-        Future<?> timeout = transport.timer.schedule(
-                () -> takeBack(id, Status.DEADLINE_EXCEEDED), patience, TimeUnit.NANOSECONDS);
-        open.put(id, new Open<>(method, caller, timeout));
+        Future<?> timeout = transport.timer.schedule(() -> timeIsUp(id), patience, TimeUnit.NANOSECONDS);
+        open.put(id, new Open<>(method, caller, timeout, heard));
         stream.sendMessage(message.setId(id).setTimeout(Wire.duration(time)).build());
         return () -> takeBack(id, Status.CANCELLED);
+    }
+
+    private synchronized void timeIsUp(long id) {
+        Open<?> call = open.get(id);
+        if (call != null && call.heardBefore() == heard) {
+            // A gateway whose far side is gone may keep up the stream, and still answer pings.
+            retired = true;
+        }
+        takeBack(id, Status.DEADLINE_EXCEEDED);
     }
 
     /** Nobody waits for this call any more. An answer that still comes is dropped. */
@@ -146,6 +161,11 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         }
         remove(id);
         tell(() -> call.caller().onClose(why, new Metadata()));
+    }
+
+    private synchronized Open<?> heard(long id) {
+        heard++;
+        return remove(id);
     }
 
     private synchronized Open<?> remove(long id) {
@@ -165,7 +185,7 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     @Override
     public void onMessage(SessionResponse response) {
         stream.request(1);
-        Open<?> call = remove(response.getId());
+        Open<?> call = heard(response.getId());
         if (call != null) {
             // What hears of it may be the caller's own code, and take its time.
             tell(() -> answered(call, response));
@@ -186,11 +206,14 @@ final class Session extends ClientCall.Listener<SessionResponse> {
     }
 
     private void refused(Caller<?> caller, Status status, Metadata trailers) {
-        String reason = Refusal.of(status, trailers).reason();
-        if (reason != null && (reason.equals("DRAINING") || reason.startsWith("CREDENTIALS"))) {
+        Refusal refusal = Refusal.of(status, trailers);
+        if (refusal.isOfCredentials() || "DRAINING".equals(refusal.reason())) {
             // It says more of the session than of the call.
             retire();
-            caller.broken();
+            caller.broken(refusal);
+        } else if (Refusal.isOfFullSession(status, trailers)) {
+            // There is room outside it.
+            caller.broken(refusal);
         } else if (status.getCode() == Status.Code.DEADLINE_EXCEEDED) {
             // By the time that the client gave it. A call by itself ends so without an answer, and a server that only
             // lets time pass must not count as one that answers.
@@ -213,8 +236,8 @@ final class Session extends ClientCall.Listener<SessionResponse> {
         unanswered.forEach(call -> call.timeout().cancel(false));
         // This may be a thread that closes the connection, with locks that those who call need.
         tell(() -> {
-            owner.ended(this);
-            unanswered.forEach(call -> call.caller().broken());
+            owner.ended(this, status);
+            unanswered.forEach(call -> call.caller().broken(null));
             over.complete(null);
         });
     }

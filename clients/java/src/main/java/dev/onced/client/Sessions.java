@@ -4,6 +4,8 @@ import dev.onced.v1.IdempotencyServiceGrpc;
 import io.grpc.CallOptions;
 import io.grpc.ManagedChannel;
 import io.grpc.MethodDescriptor;
+import io.grpc.Status;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Supplier;
@@ -16,6 +18,9 @@ final class Sessions {
     /** How long none is tried after one that could not be opened. */
     private static final long PAUSE = TimeUnit.SECONDS.toNanos(60);
 
+    /** The same if its server was away, which may soon be back. */
+    private static final long SHORT_PAUSE = TimeUnit.SECONDS.toNanos(1);
+
     /** One that ends so soon may be cut by something in between; after so many in a row there is a pause, too. */
     private static final long BRIEF = TimeUnit.SECONDS.toNanos(1);
 
@@ -27,6 +32,9 @@ final class Sessions {
     private volatile Session current;
 
     // All below is guarded by this.
+    /** None is opened any more. */
+    private boolean closed;
+
     private int underWay;
     private int brief;
     private long notBefore = Long.MIN_VALUE;
@@ -51,7 +59,7 @@ final class Sessions {
     }
 
     private void openIfMany() {
-        if (underWay < MANY || current != null || !transport.sessions) {
+        if (underWay < MANY || current != null || closed || !transport.sessions) {
             return;
         }
         ManagedChannel channel = connected.get();
@@ -72,14 +80,30 @@ final class Sessions {
         return session == null ? null : session.send(request, method, time, caller);
     }
 
-    synchronized void ended(Session session) {
+    synchronized void ended(Session session, Status why) {
         current = null;
+        long now = transport.clock.nanos();
         long lifetime = session.lifetime();
+        if (lifetime < 0) {
+            notBefore = now + (isAway(why) ? SHORT_PAUSE : PAUSE);
+            return;
+        }
         brief = lifetime < BRIEF ? brief + 1 : 0;
-        if (lifetime < 0 || brief == BRIEF_ONES) {
-            notBefore = transport.clock.nanos() + PAUSE;
+        if (brief == BRIEF_ONES) {
+            notBefore = now + PAUSE;
             brief = 0;
         }
+    }
+
+    /** Only what befalls a connection has a cause: what a server or a gateway says has none. */
+    private static boolean isAway(Status why) {
+        return why.getCode() == Status.Code.UNAVAILABLE || why.getCause() != null;
+    }
+
+    /** Ends the one that there is, if there is one, and opens no more; when its stream is gone. */
+    synchronized CompletableFuture<Void> end() {
+        closed = true;
+        return current == null ? CompletableFuture.completedFuture(null) : current.end();
     }
 
     /** The one that there is, opening, standing or ending; or null. */

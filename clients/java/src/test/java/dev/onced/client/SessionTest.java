@@ -7,12 +7,14 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Any;
+import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import dev.onced.v1.BeginRequest;
 import dev.onced.v1.CompleteResponse;
 import dev.onced.v1.SessionRequest;
 import dev.onced.v1.SessionResponse;
 import io.grpc.Status;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
@@ -21,6 +23,7 @@ import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -118,17 +121,26 @@ class SessionTest extends InSession {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"DRAINING", "CREDENTIALS_EXPIRED", "CREDENTIALS_INVALID"})
-    void aSessionThatIsOverSaysSoInAnAnswer(String reason) throws Exception {
+    @CsvSource({
+        "UNAVAILABLE,DRAINING",
+        "UNAUTHENTICATED,CREDENTIALS_EXPIRED",
+        "UNAUTHENTICATED,CREDENTIALS_INVALID"
+    })
+    void aSessionThatIsOverSaysSoInAnAnswer(Status.Code code, String reason) throws Exception {
         var stream = session();
         Session over = sessions.current();
         var refusals = new ConcurrentLinkedQueue<Refusal>();
         var stays = begin("stays");
         SessionRequest ofStays = stream.take();
         var moves = begin("moves", 5 * SECOND, refusals);
-        stream.answer(refusal(stream.take(), Status.Code.UNAVAILABLE, reason));
+        stream.answer(refusal(stream.take(), code, reason));
         moves.join();
         assertEquals("moves", server.begins.take().getKey());
+        if (code == Status.Code.UNAUTHENTICATED) {
+            Refusal told = refusals.remove();
+            assertEquals(reason, told.reason());
+            assertTrue(told.isAnswer());
+        }
         assertTrue(refusals.isEmpty(), refusals::toString);
         // It takes no more, and ends with its last.
         begin("new").join();
@@ -138,6 +150,64 @@ class SessionTest extends InSession {
         assertEquals(4, stays.join().message().getClaim().getFencingToken());
         stream.halfClosed().get(10, TimeUnit.SECONDS);
         await("it has ended", () -> sessions.current() != over);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"UNAVAILABLE,DRAINING", "UNAUTHENTICATED,CREDENTIALS_EXPIRED"})
+    void whatWasRefusedWithTheSessionWasNotDone(Status.Code code, String reason) throws Exception {
+        var stream = session();
+        server.begin = request -> {
+            throw SessionServer.refusal(error(Status.Code.RESOURCE_EXHAUSTED, "STORE_FULL"));
+        };
+        var call = begin("k");
+        stream.answer(refusal(stream.take(), code, reason));
+        assertFalse(refused(call).mayBeDone());
+    }
+
+    @Test
+    void whoWasRefusedDoesNotFailOpen() throws Exception {
+        var stream = session();
+        server.begin = request -> {
+            if (request.getWait().getSeconds() == 0) {
+                throw Status.UNAVAILABLE.asRuntimeException();
+            }
+            return SessionServer.claim(1);
+        };
+        var run = client.once("k")
+                .failOpenAfter(Duration.ofSeconds(2))
+                .runStage(Codec.text(), claim -> CompletableFuture.completedFuture("done"));
+        stream.answer(refusal(stream.take(), Status.Code.UNAUTHENTICATED, "CREDENTIALS_INVALID"));
+        assertEquals("done", run.get().value());
+        assertEquals(0, client.unprotectedRuns());
+    }
+
+    @Test
+    void whatAFullSessionRefusesIsMadeByItselfAtOnce() throws Exception {
+        var stream = session();
+        var refusals = new ConcurrentLinkedQueue<Refusal>();
+        server.begin = request -> {
+            throw SessionServer.refusal(error(Status.Code.RESOURCE_EXHAUSTED, "STORE_FULL"));
+        };
+        var call = begin("k", 5 * SECOND, refusals);
+        later.addAndGet(SECOND);
+        ErrorInfo full = ErrorInfo.newBuilder()
+                .setDomain("onced.dev")
+                .setReason("OVERLOADED")
+                .putMetadata("limit", "max_session_calls")
+                .build();
+        stream.answer(SessionResponse.newBuilder()
+                .setId(stream.take().getId())
+                .setError(error(Status.Code.UNAVAILABLE, "").setDetails(0, Any.pack(full)))
+                .build());
+        CallException refused = refused(call);
+        assertEquals("STORE_FULL", refused.reason());
+        assertFalse(refused.mayBeDone());
+        assertEquals(1, refusals.size(), refusals::toString);
+        assertEquals("k", server.begins.take().getKey());
+        // In what is left of the same attempt.
+        long left = server.deadlines.remove();
+        assertTrue(left <= 4 * SECOND, () -> "" + left);
+        assertStillGood(stream);
     }
 
     @Test
@@ -192,6 +262,8 @@ class SessionTest extends InSession {
         var call = begin("k", SECOND, refusals);
         SessionRequest late = stream.take();
         assertEquals(1, late.getTimeout().getSeconds());
+        // Somebody is there.
+        stream.answer(claim(late.toBuilder().setId(77).build(), 1));
         SessionRequest cancel = stream.take();
         assertTrue(System.nanoTime() - start >= SECOND * 5 / 4);
         assertTrue(cancel.hasCancel());
@@ -204,6 +276,24 @@ class SessionTest extends InSession {
         assertEquals(Status.Code.DEADLINE_EXCEEDED, refusal.code());
         assertFalse(refusal.isAnswer());
         assertTrue(refusal.message().contains("did not answer within 1.0 s"), refusal::message);
+    }
+
+    @Test
+    void aSessionInWhichNothingComesTakesNoMoreCalls() throws Exception {
+        var stream = session();
+        assertStillGood(stream);
+        var stays = begin("stays", 30 * SECOND, new ConcurrentLinkedQueue<>());
+        SessionRequest ofStays = stream.take();
+        var call = begin("k", SECOND, new ConcurrentLinkedQueue<>());
+        stream.take();
+        assertTrue(stream.take().hasCancel());
+        call.join();
+        assertEquals("k", server.begins.take().getKey());
+        // It ends with its last.
+        assertFalse(stream.halfClosed().isDone());
+        stream.answer(claim(ofStays, 4));
+        assertEquals(4, stays.join().message().getClaim().getFencingToken());
+        stream.halfClosed().get(10, TimeUnit.SECONDS);
     }
 
     @Test

@@ -9,7 +9,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.onced.v1.IdempotencyServiceGrpc;
 import dev.onced.v1.ReleaseRequest;
 import dev.onced.v1.SessionRequest;
+import io.grpc.Metadata;
 import io.grpc.Status;
+import java.nio.channels.ClosedChannelException;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -123,6 +125,47 @@ class SessionsTest extends InSession {
         later.addAndGet(SECOND);
         sessions.enter();
         assertStillGood(awaitSession());
+    }
+
+    @Test
+    void aServerThatIsAwayIsTriedAgainSoon() throws Exception {
+        server.refusal = Status.UNAVAILABLE;
+        crowd();
+        // As often as it takes: none of these has ended soon after it stood.
+        for (int tries = 1; tries <= 4; tries++) {
+            int refused = tries;
+            await("it was refused", () -> server.refused.get() == refused && sessions.current() == null);
+            later.addAndGet(SECOND);
+            if (tries == 4) {
+                server.refusal = null;
+            }
+            sessions.enter();
+        }
+        assertStillGood(awaitSession());
+    }
+
+    @Test
+    void oneThatIsCutBeforeItStandsIsTriedAgainSoon() throws Exception {
+        server.headers = new CompletableFuture<>();
+        crowd();
+        assertNotNull(server.streams.poll(10, TimeUnit.SECONDS));
+        server.headers = CompletableFuture.completedFuture(null);
+        // One of the ways in which grpc tells of a connection that broke.
+        Status cut = Status.UNKNOWN.withDescription("channel closed").withCause(new ClosedChannelException());
+        sessions.current().onClose(cut, new Metadata());
+        await("it has ended", () -> sessions.current() == null);
+        later.addAndGet(SECOND);
+        sessions.enter();
+        assertStillGood(awaitSession());
+    }
+
+    @Test
+    void noneIsOpenedOnceTheyHaveEnded() throws Exception {
+        session();
+        client.transport.endSessions().join();
+        sessions.enter();
+        sessions.leave();
+        assertNull(sessions.current());
     }
 
     @Test
