@@ -43,7 +43,7 @@ func startFake(t *testing.T, options ...grpc.ServerOption) *fake {
 	return f
 }
 
-func serve(t *testing.T, f *fake, address string, options ...grpc.ServerOption) {
+func serve(t *testing.T, f *fake, address string, options ...grpc.ServerOption) *grpc.Server {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -54,6 +54,7 @@ func serve(t *testing.T, f *fake, address string, options ...grpc.ServerOption) 
 	oncedv1.RegisterIdempotencyServiceServer(server, f)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
+	return server
 }
 
 func write(t *testing.T, file, text string) {

@@ -16,9 +16,11 @@ const (
 	// How many calls are under way on a connection when a session is opened for them.
 	sessionCrowd = 16
 	// How long none is opened after one that could not be, or after so many in a row that ended so soon.
-	sessionRest                   = 60 * time.Second
+	sessionRest = 60 * time.Second
+	// The same after one that could not be since its server was away, which may soon be back.
+	sessionPause                  = time.Second
 	sessionsCut, sessionCutWithin = 3, time.Second
-	// How much longer than the server the client waits for an answer in a session.
+	// How much longer than the server the client waits for an answer in a session, but a quarter longer at most.
 	sessionGrace = 250 * time.Millisecond
 	// How long closing a client waits for a session to end as it should.
 	sessionFarewell = 100 * time.Millisecond
@@ -75,9 +77,9 @@ func (l *line) keepSession() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.occupied = false
-		// A server that cannot be reached says nothing of sessions.
-		if !refusalOf(status.Convert(err)).isNotConnected() {
-			l.notBefore = clock() + sessionRest
+		l.notBefore = clock() + sessionRest
+		if isAway(status.Convert(err)) {
+			l.notBefore = clock() + sessionPause
 		}
 		return
 	}
@@ -86,8 +88,9 @@ func (l *line) keepSession() {
 	l.mu.Lock()
 	l.session = s
 	l.mu.Unlock()
-	l.goroutines.Add(2)
-	go func() { defer l.goroutines.Done(); s.write(ctx, cancel) }()
+	l.goroutines.Add(3)
+	go func() { defer l.goroutines.Done(); s.write() }()
+	go func() { defer l.goroutines.Done(); s.cutIfLate(ctx, cancel) }()
 	go func() { defer l.goroutines.Done(); s.endIdle(ctx) }()
 	if err := s.read(); err != io.EOF {
 		l.transport.log.Debug("onced: a session ended", "error", err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -155,12 +156,37 @@ func TestASessionThatCouldNotBeOpenedIsNotTriedAgainForAMinute(t *testing.T) {
 	server.until(t, "opening", 2)
 }
 
-func TestAServerThatCannotBeReachedSaysNothingOfSessions(t *testing.T) {
-	client := connect(t, "127.0.0.1:1", withClock((&handClock{}).read))
-	line := crowd(t, client, holding, sessionCrowd)
-	eventually(t, "it is known to have failed", line.isFree)
-	if line.notBefore != 0 {
-		t.Errorf("none is opened before %v", line.notBefore)
+func TestAServerThatIsAwaySaysNothingOfSessions(t *testing.T) {
+	none := func(*grpc.Server, sessionServer) error { return nil }
+	for name, test := range map[string]struct {
+		address string
+		open    func(*grpc.Server, sessionServer) error
+		rest    time.Duration
+	}{
+		"nobody there": {"127.0.0.1:1", none, sessionPause},
+		"unavailable":  {"", func(*grpc.Server, sessionServer) error { return status.Error(codes.Unavailable, "no backend") }, sessionPause},
+		"draining":     {"", func(*grpc.Server, sessionServer) error { return refusal(codes.Unavailable, "DRAINING") }, sessionPause},
+		"broken connection": {"", func(server *grpc.Server, stream sessionServer) error {
+			go server.Stop()
+			<-stream.Context().Done()
+			return nil
+		}, sessionPause},
+		"refused": {"", func(*grpc.Server, sessionServer) error { return refusal(codes.PermissionDenied, "ACCESS_DENIED") }, sessionRest},
+		"no more": {"", none, sessionRest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{seen: map[string][]any{}}
+			server := serve(t, f, "127.0.0.1:0")
+			f.session = func(stream sessionServer) error { return test.open(server, stream) }
+			if test.address == "" {
+				test.address = f.address
+			}
+			line := crowd(t, connect(t, test.address, withClock((&handClock{}).read)), holding, sessionCrowd)
+			eventually(t, "it is known to have failed", line.isFree)
+			if line.notBefore != test.rest {
+				t.Errorf("none is opened before %v", line.notBefore)
+			}
+		})
 	}
 }
 
@@ -276,6 +302,32 @@ func TestClosingAClientDoesNotWaitForASessionThatDoesNotOpenOrEnd(t *testing.T) 
 				t.Error("it is still there")
 			}
 		})
+	}
+}
+
+func TestASessionThatIsStuckIsCutOnceItIsOver(t *testing.T) {
+	clock := &handClock{}
+	server := startFake(t, grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(1<<20))
+	server.session = func(stream sessionServer) error {
+		_ = stream.SendHeader(nil)
+		<-stream.Context().Done() // It reads nothing.
+		return nil
+	}
+	client, line := inSessionOf(t, server.address, holding, withClock(clock.read))
+	s := line.session
+	for range 8 {
+		large := &oncedv1.RenewRequest{Key: "k", Checkpoint: &oncedv1.Checkpoint{Data: make([]byte, 60<<10)}}
+		request := inSession(large, time.Minute)
+		s.take(request)
+		s.takeBack(request.GetId())
+	}
+	s.retireNow()
+	eventually(t, "it is cut", func() bool {
+		clock.set(clock.read() + sessionTurn) // It may not have been looked at before.
+		return line.isFree()
+	})
+	if got, err := renew(t, client, patient); err != nil || cameInSession(got) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

@@ -76,6 +76,11 @@ func isBroken(failed *status.Status) bool {
 	return false
 }
 
+// isAway is true if the server cannot be reached now, or says so, which tells nothing of what it can do.
+func isAway(failed *status.Status) bool {
+	return failed.Code() == codes.Unavailable || isBroken(failed)
+}
+
 // pauseBefore is how long to wait before attempt number attempts (the first is 0) over so many servers. One that was not
 // tried in this round is tried at once: its neighbour's pushback does not bind it. pushback is the longest that any
 // server of the round asked for.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -31,6 +32,8 @@ type session struct {
 	line   *line
 	stream sessionStream
 	lastID atomic.Uint64
+	// How many answers have come.
+	came atomic.Uint64
 
 	// What follows is guarded by the line's mutex.
 
@@ -40,6 +43,8 @@ type session struct {
 	open map[uint64]chan *oncedv1.SessionResponse
 	// Whether it takes no more calls.
 	retired bool
+	// Closed with the queue, when no call is open any more and none will be.
+	over chan struct{}
 	// Since when it carries nothing, while it does not.
 	idle moment
 }
@@ -54,12 +59,14 @@ func newSession(line *line, stream sessionStream) *session {
 	return &session{
 		line: line, stream: stream, idle: line.transport.clock(),
 		queue: make(chan *oncedv1.SessionRequest, 2*sessionMaxCalls), open: map[uint64]chan *oncedv1.SessionResponse{},
+		over: make(chan struct{}),
 	}
 }
 
-// call makes a call in the session, and waits so long for its answer. Its errors: errNotTaken, errSessionEnded, errSilent, or
-// that of ctx. After all but the first it may have been carried out.
+// call makes a call in the session, and waits so long for its answer. Its errors: errNotTaken, errSessionEnded, errSilent, the
+// *Refusal of its credentials, or that of ctx. After all but the first it may have been carried out.
 func (s *session) call(ctx context.Context, request *oncedv1.SessionRequest, most time.Duration) (*oncedv1.SessionResponse, error) {
+	before := s.came.Load()
 	answered := s.take(request)
 	if answered == nil {
 		return nil, errNotTaken
@@ -74,20 +81,38 @@ func (s *session) call(ctx context.Context, request *oncedv1.SessionRequest, mos
 		return nil, ctx.Err()
 	case <-timer.C:
 		s.takeBack(request.GetId())
+		if s.came.Load() == before {
+			s.retireNow() // Behind a gateway that answers pings, the server may be gone.
+		}
 		return nil, errSilent
 	}
 	if answer == nil {
 		return nil, errSessionEnded
 	}
 	if failed := answer.GetError(); failed != nil {
-		if reason := refusalOf(status.FromProto(failed)).Reason; reason == "DRAINING" || strings.HasPrefix(reason, "CREDENTIALS") {
-			s.line.mu.Lock()
-			defer s.line.mu.Unlock()
-			s.retire()
-			return nil, errSessionEnded
+		if err := s.unlikeUnary(status.FromProto(failed)); err != nil {
+			return nil, err
 		}
 	}
 	return answer, nil
+}
+
+// unlikeUnary is what an error comes to that does not count as that of a unary call does; else nil.
+func (s *session) unlikeUnary(failed *status.Status) error {
+	refusal := refusalOf(failed)
+	switch {
+	case failed.Code() == codes.DeadlineExceeded:
+		return errSilent // The server kept the time that the client keeps of a unary call.
+	case refusal.Reason == "OVERLOADED" && refusal.Metadata["limit"] == "max_session_calls":
+		return errNotTaken
+	case refusal.Reason == "DRAINING":
+		s.retireNow()
+		return errSessionEnded
+	case strings.HasPrefix(refusal.Reason, "CREDENTIALS"):
+		s.retireNow()
+		return refusal
+	}
+	return nil
 }
 
 // take gives a call its id, and has it sent. It returns where the answer will come; nil if the call is not taken.
@@ -124,14 +149,24 @@ func (s *session) takeBack(id uint64) {
 }
 
 // write sends what is to be sent, and ends the stream when no more will come.
-func (s *session) write(ctx context.Context, cancel context.CancelFunc) {
+func (s *session) write() {
 	for request := range s.queue {
 		if s.stream.Send(request) != nil {
 			return // Whoever reads learns why.
 		}
 	}
 	_ = s.stream.CloseSend() // It never fails.
-	if sleep(ctx, sessionTurn) {
+}
+
+// cutIfLate cancels a session that does not end in time, also one that takes nothing that is sent.
+func (s *session) cutIfLate(ctx context.Context, cancel context.CancelFunc) {
+	select {
+	case <-s.over:
+	case <-ctx.Done():
+		return
+	}
+	clock := s.line.transport.clock
+	if clock.sleepUntil(ctx, clock()+sessionTurn) {
 		cancel()
 	}
 }
@@ -143,6 +178,7 @@ func (s *session) read() error {
 		if err != nil {
 			return err
 		}
+		s.came.Add(1)
 		s.line.mu.Lock()
 		if answered, ok := s.open[answer.GetId()]; ok { // Else its caller has given up.
 			answered <- answer
@@ -170,6 +206,12 @@ func (s *session) endIdle(ctx context.Context) {
 	}
 }
 
+func (s *session) retireNow() {
+	s.line.mu.Lock()
+	defer s.line.mu.Unlock()
+	s.retire()
+}
+
 // remove forgets an open call. The caller has the mutex, here and below.
 func (s *session) remove(id uint64) {
 	delete(s.open, id)
@@ -178,7 +220,7 @@ func (s *session) remove(id uint64) {
 	}
 	s.idle = s.line.transport.clock()
 	if s.retired {
-		close(s.queue)
+		s.finish()
 	}
 }
 
@@ -190,8 +232,14 @@ func (s *session) retire() {
 	s.retired = true
 	s.line.session = nil
 	if len(s.open) == 0 {
-		close(s.queue)
+		s.finish()
 	}
+}
+
+// finish is for when nothing is to be sent any more.
+func (s *session) finish() {
+	close(s.queue)
+	close(s.over)
 }
 
 // end is called when the stream has ended: open calls will not be answered.

@@ -92,6 +92,34 @@ func TestTheEndOfASessionIsNoAnswerThatKeepsARunFromFailingOpen(t *testing.T) {
 	}
 }
 
+func TestOnlyRefusedCredentialsInASessionKeepARunFromFailingOpen(t *testing.T) {
+	for _, test := range []struct {
+		answer error
+		opens  bool
+	}{
+		{refusal(codes.Unauthenticated, "CREDENTIALS_INVALID"), false},
+		{refusal(codes.Unavailable, "DRAINING"), true},
+		{refusal(codes.DeadlineExceeded, "TIMEOUT"), true},
+	} {
+		t.Run(reasonOf(refusalOf(status.Convert(test.answer))), func(t *testing.T) {
+			server := startFake(t)
+			server.session = server.carries(refuses(test.answer))
+			started := time.Now()
+			server.begin = func(context.Context, *oncedv1.BeginRequest) (*oncedv1.BeginResponse, error) {
+				if !test.opens && time.Since(started) > 1500*time.Millisecond {
+					return nil, refusal(codes.PermissionDenied, "ACCESS_DENIED") // So that the run ends.
+				}
+				return nil, status.Error(codes.Unavailable, "no backend")
+			}
+			client, _ := inSessionOf(t, server.address, waiting)
+			done, err := Run(t.Context(), client, "k", returns(1), FailOpen(time.Second))
+			if test.opens && (err != nil || done.Protected) || !test.opens && reasonOf(err) != "ACCESS_DENIED" {
+				t.Errorf("%+v, %v", done, err)
+			}
+		})
+	}
+}
+
 func TestACrowdOfRunsInSessionsOfARealServerRunsEachKeyOnce(t *testing.T) {
 	const runs, keys = 300, 100
 	client := connect(t, testserver.Start(t).Address)

@@ -58,6 +58,16 @@ func refuses(err error) func(*oncedv1.SessionRequest) ([]*oncedv1.SessionRespons
 	}
 }
 
+// overloaded is what a server answers whose limit of that name is reached.
+func overloaded(limit string) error {
+	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: "OVERLOADED", Metadata: map[string]string{"limit": limit}}
+	st, err := status.New(codes.Unavailable, "full").WithDetails(info)
+	if err != nil {
+		panic(err)
+	}
+	return st.Err()
+}
+
 func silent(*oncedv1.SessionRequest) ([]*oncedv1.SessionResponse, error) { return nil, nil }
 
 // sentInSession is which of the calls that a session was sent are of such a kind: to be carried out, or cancels.
@@ -136,20 +146,23 @@ func TestAnErrorInASessionCountsAsThatOfAUnaryCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	var answer error
+	clock := &handClock{}
 	server.session = server.carries(func(request *oncedv1.SessionRequest) ([]*oncedv1.SessionResponse, error) {
+		clock.set(clock.read() + hangs) // There is no time for another one.
 		return refuses(answer)(request)
 	})
-	client, line := inSessionOf(t, server.address, holding)
+	client, line := inSessionOf(t, server.address, holding, withClock(clock.read))
 	for name, test := range map[string]struct {
 		answer      error
 		told, again bool
 	}{
 		"refused":          {refusal(codes.Aborted, "CLAIM_LOST"), true, false},
 		"asked to wait":    {later.Err(), false, true},
+		"another limit":    {overloaded("max_connections"), false, true},
 		"of another front": {status.Error(codes.Unknown, "no"), true, true},
 	} {
 		answer = test.answer
-		_, err := renew(t, client, patience{total: 50 * time.Millisecond, attempt: hangs})
+		_, err := renew(t, client, patient)
 		var refused *Refusal
 		var unavailable *UnavailableError
 		if !errors.As(err, &refused) || refused.Code != status.Code(answer) || refused.Reason != refusalOf(status.Convert(answer)).Reason {
@@ -267,38 +280,16 @@ func TestASessionThatAnswersThatItWillEndTakesNoMoreCalls(t *testing.T) {
 	}
 }
 
-func TestACallWhoseTimeIsUpIsTakenBack(t *testing.T) {
+func TestACallThatAFullSessionRefusesIsMadeAgainAtOnceByItself(t *testing.T) {
 	server := startFake(t)
-	server.session = server.carries(func(request *oncedv1.SessionRequest) ([]*oncedv1.SessionResponse, error) {
-		if request.GetCancel() == nil {
-			return nil, nil
-		}
-		// Both come too late: the answer, and that it was cancelled.
-		answers, _ := renewed(request)
-		late, _ := refuses(refusal(codes.Canceled, "CANCELLED"))(request)
-		return append(answers, late...), nil
-	})
+	server.session = server.carries(refuses(overloaded("max_session_calls")))
 	client, line := inSessionOf(t, server.address, holding)
-	for _, grace := range []time.Duration{0, sessionGrace} {
-		started := time.Now()
-		got, err := renew(t, client, patience{total: 100 * time.Millisecond, attempt: 100 * time.Millisecond, grace: grace})
-		var unavailable *UnavailableError
-		if !errors.As(err, &unavailable) || unavailable.told || unavailable.Last.Code != codes.DeadlineExceeded || !got.unsettled {
-			t.Errorf("%+v, %v", got, err)
-		}
-		if took := time.Since(started); took < 100*time.Millisecond+grace || took > hangs/2 {
-			t.Errorf("it took %v", took)
-		}
+	got, err := renew(t, client, patient)
+	if err != nil || cameInSession(got) || got.unsettled {
+		t.Errorf("%+v, %v", got, err)
 	}
-	eventually(t, "they are cancelled", func() bool { return len(sentInSession(server, true)) == 2 })
-	for i, call := range sentInSession(server, false) {
-		timeout := call.GetTimeout().AsDuration()
-		if timeout > 100*time.Millisecond || timeout < 50*time.Millisecond || sentInSession(server, true)[i].GetId() != call.GetId() {
-			t.Errorf("%v", call)
-		}
-	}
-	if len(server.asked("Renew")) != 0 || !line.stands() || len(line.session.open) != 0 {
-		t.Error("it was made again, or the session was left, or something stays in it")
+	if len(sentInSession(server, false)) != 1 || len(server.asked("Renew")) != 1 || !line.stands() {
+		t.Error("it was made more than once, or the session was left")
 	}
 }
 

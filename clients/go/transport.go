@@ -226,6 +226,9 @@ func call[Q proto.Message, A any](ctx context.Context, t *transport, lane lane, 
 		most := max(min(patience.attempt, try.deadline-t.clock()), time.Millisecond)
 		made := makeAttempt(ctx, server.lines[lane], most, patience.grace, request, send)
 		try.unsettled = try.unsettled || made.unsettled
+		if made.refused != nil {
+			t.heard(&try, made.refused)
+		}
 		if made.err == nil {
 			t.reached.Store(true)
 			server.saidTLSOnly.Store(false)
@@ -264,6 +267,8 @@ type attempt[A any] struct {
 	silent bool
 	// Whether it was sent in a session too, which did not answer.
 	unsettled bool
+	// How a session refused its credentials, after which it went on by itself.
+	refused *Refusal
 }
 
 // makeAttempt sends a call once: in the session of its connection, or else by itself. What becomes of the session is no answer;
@@ -275,12 +280,13 @@ func makeAttempt[Q proto.Message, A any](ctx context.Context, line *line, most, 
 	session := line.enter()
 	defer line.leave()
 	if session != nil {
-		answer, err := session.call(ctx, inSession(request, most), most+grace)
+		answer, err := session.call(ctx, inSession(request, most), most+min(grace, most/4))
 		if err == nil {
 			made.message, made.err = read[A](answer)
 			made.trailer = sentByServer
 			return made
 		}
+		errors.As(err, &made.refused)
 		made.unsettled = err != errNotTaken
 		if made.silent = err == errSilent; made.silent || ctx.Err() != nil {
 			made.err = err
