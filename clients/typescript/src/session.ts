@@ -16,6 +16,7 @@ import {
   connectivityState,
   Metadata,
   status as Status,
+  type StatusObject,
 } from "@grpc/grpc-js";
 
 import type { Clock, Moment } from "./clock.js";
@@ -49,6 +50,8 @@ const BRIEF = 1_000;
 const MOST_BRIEF = 3;
 /** That while; also after one that could not be opened. */
 const PAUSE = 60_000;
+/** The same after one that could not be opened because its server was away, who may soon be back. */
+const SHORT_PAUSE = 1_000;
 
 /** The sessions of one connection: one at a time, while there are many calls. */
 export class Sessions {
@@ -59,8 +62,8 @@ export class Sessions {
   #current: Session | undefined;
   /** How many in a row were brief. */
   #brief = 0;
-  /** Since when none is opened. */
-  #pausing: Moment | undefined;
+  /** Since when none is opened, and for how long. */
+  #pausing: { since: Moment; time: number } | undefined;
   #quiet: NodeJS.Timeout | undefined;
 
   constructor(connection: Connection, clock: Clock) {
@@ -91,7 +94,7 @@ export class Sessions {
   }
 
   #mayOpen(): boolean {
-    if (this.#pausing && this.#clock.since(this.#pausing) < PAUSE) return false;
+    if (this.#pausing && this.#clock.since(this.#pausing.since) < this.#pausing.time) return false;
     // How a connection fails that cannot be made says nothing of sessions.
     return this.#connection.getChannel().getConnectivityState(false) === connectivityState.READY;
   }
@@ -99,24 +102,36 @@ export class Sessions {
   #over(how: Over): void {
     this.#current = undefined;
     this.#brief = how === "brief" ? this.#brief + 1 : 0;
-    if (how !== "unopened" && this.#brief < MOST_BRIEF) return;
-    this.#pausing = this.#clock.now();
+    if (how === "ended" || (how === "brief" && this.#brief < MOST_BRIEF)) return;
+    this.#pausing = { since: this.#clock.now(), time: how === "away" ? SHORT_PAUSE : PAUSE };
     this.#brief = 0;
   }
 }
 
-/** How a session came to take no more calls: it could not be opened, was ended soon, or another way. */
-type Over = "unopened" | "brief" | "ended";
+/**
+ * How a session came to take no more calls: it could not be opened, or not since its server was away; it was ended soon,
+ * or another way.
+ */
+type Over = "unopened" | "away" | "brief" | "ended";
+
+/** What a call comes to that its session did not answer: it is to be made again, by itself. */
+export class Again {
+  constructor(
+    /** What the server said of the session. None if that just ended: the call may then have been carried out. */
+    readonly refusal?: Refusal,
+  ) {}
+}
 
 /** A call that is not answered. */
 interface Open {
   /** Its method, and by that its answer. */
   readonly name: string;
-  /** Ends it: with the answer, with an error, or with nothing. */
+  /** Ends it: with the answer, with Refused, or with Again. */
   end(result: unknown): void;
 }
 
 class Session {
+  readonly #connection: Connection;
   readonly #stream: ClientDuplexStream<Buffer, SessionResponse>;
   readonly #clock: Clock;
   /** Told once, when this takes no more calls. */
@@ -124,12 +139,15 @@ class Session {
   /** The calls that are not answered, by their ids. */
   readonly #calls = new Map<bigint, Open>();
   #lastId = 0n;
+  /** How many answers have come. */
+  #answers = 0;
   #opened: Moment | undefined;
   #isOver = false;
   /** Ends what takes too long: to open, without a call, to end. */
   #timer: NodeJS.Timeout;
 
   constructor(connection: Connection, token: string | undefined, clock: Clock, over: (how: Over) => void) {
+    this.#connection = connection;
     this.#clock = clock;
     this.#over = over;
     const metadata = new Metadata();
@@ -143,7 +161,7 @@ class Session {
       .on("data", (response: SessionResponse) => this.#answered(response))
       // The status that follows is all the same.
       .on("error", () => {})
-      .on("status", () => this.#ended());
+      .on("status", ({ code }: StatusObject) => this.#ended(code));
   }
 
   /** Whether it takes calls now. */
@@ -154,15 +172,15 @@ class Session {
   }
 
   /**
-   * Sends a call. What comes of it is its answer; undefined if it has none here, and is to be made again; or it fails
-   * with Refused. Undefined at once if it was not sent: a unary call is for what is too large, or cannot be written.
+   * Sends a call. What comes of it is its answer, or Again; or it fails with Refused. Undefined at once if it was not
+   * sent: a unary call is for what is too large, or cannot be written.
    */
   call<I extends DescMessage, O extends DescMessage>(
     method: DescMethodUnary<I, O>,
     request: MessageShape<I>,
     time: number,
     signal: AbortSignal | undefined,
-  ): Promise<MessageShape<O> | undefined> | undefined {
+  ): Promise<MessageShape<O> | Again> | undefined {
     const id = this.#lastId + 1n;
     const call = { case: method.localName, value: request } as SessionRequest["call"];
     let bytes: Buffer;
@@ -174,8 +192,9 @@ class Session {
     if (bytes.length > LARGEST) return undefined;
     this.#lastId = id;
     clearTimeout(this.#timer);
+    const before = this.#answers;
     return new Promise((resolve, reject) => {
-      const end = (result: MessageShape<O> | Refused | undefined) => {
+      const end = (result: MessageShape<O> | Again | Refused) => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", giveUp);
         this.#calls.delete(id);
@@ -188,7 +207,11 @@ class Session {
         end(new Refused(silence(status, message)));
       };
       const giveUp = () => takeBack(Status.CANCELLED, "the caller gave up");
-      const late = () => takeBack(Status.DEADLINE_EXCEEDED, `no answer within ${rounded(time)}`);
+      const late = () => {
+        // Where a gateway answers the pings, but its far side is dead, this is all that shows it.
+        if (this.#answers === before) this.close(this.#how());
+        takeBack(Status.DEADLINE_EXCEEDED, `no answer within ${rounded(time)}`);
+      };
       const timer = setTimeout(late, time + Math.min(MARGIN, time / 4));
       signal?.addEventListener("abort", giveUp, { once: true });
       this.#calls.set(id, { name: method.localName, end: (result) => end(result as MessageShape<O>) });
@@ -222,6 +245,7 @@ class Session {
   }
 
   #answered({ id, answer }: SessionResponse): void {
+    this.#answers += 1;
     const call = this.#calls.get(id);
     // There is none that was taken back.
     call?.end(this.#resultOf(call.name, answer));
@@ -233,16 +257,25 @@ class Session {
       return new Refused(silence(Status.INTERNAL, `the answer to ${name} cannot be read`));
     }
     const refusal = refusalIn(answer.value);
+    // Of a unary call the client would have found that by itself: it is no answer of a server.
+    if (refusal.status === Status.DEADLINE_EXCEEDED) return new Refused(silence(refusal.status, refusal.message));
+    if (isFull(refusal)) return new Again(refusal);
     if (!isOfSession(refusal)) return new Refused(refusal);
     this.close(this.#how());
-    return undefined;
+    return new Again(refusal);
   }
 
   /** The stream has ended, and what is not answered never will be. */
-  #ended(): void {
-    this.close(this.#opened === undefined ? "unopened" : this.#how());
-    for (const call of this.#calls.values()) call.end(undefined);
+  #ended(code: Status): void {
+    this.close(this.#opened === undefined ? this.#unopened(code) : this.#how());
+    for (const call of this.#calls.values()) call.end(new Again());
     clearTimeout(this.#timer);
+  }
+
+  #unopened(code: Status): Over {
+    // A connection that breaks off does not always end its streams with UNAVAILABLE.
+    const isReady = this.#connection.getChannel().getConnectivityState(false) === connectivityState.READY;
+    return code === Status.UNAVAILABLE || !isReady ? "away" : "unopened";
   }
 
   #how(): Over {
@@ -253,6 +286,11 @@ class Session {
 /** Whether this is said of the session rather than of the call: by another way the call may fare better. */
 function isOfSession({ reason }: Refusal): boolean {
   return reason === "DRAINING" || reason?.startsWith("CREDENTIALS") === true;
+}
+
+/** Whether the session has all the calls that its server lets one have: this one was not carried out. */
+function isFull({ reason, metadata }: Refusal): boolean {
+  return reason === "OVERLOADED" && metadata["limit"] === "max_session_calls";
 }
 
 function encoded(request: MessageInitShape<typeof SessionRequestSchema>): Buffer {

@@ -16,7 +16,7 @@ import { type Access, adviceFor, Bearer, isLoopback, isUnknownHost, tlsCredentia
 import { type Clock, type Moment, sleep } from "./clock.js";
 import { CallError, InvalidError } from "./errors.js";
 import { pause, type Refusal, Refused, refusalOf, rounded, silence, worthRepeating } from "./retry.js";
-import { Sessions } from "./session.js";
+import { Again, Sessions } from "./session.js";
 
 /** How long a connection may take to come up, in milliseconds. */
 const CONNECT_TIME = 3_000;
@@ -101,6 +101,12 @@ class Trial {
     readonly signal: AbortSignal | undefined,
   ) {}
 
+  /** Notes what onced refused an attempt with. */
+  heard(refusal: Refusal): void {
+    this.answered ||= refusal.status !== Status.UNAVAILABLE;
+    this.unsettled ||= refusal.metadata["write"] === "unknown";
+  }
+
   fail(error: CallError | undefined, mistaken = false): CallFailed {
     const outage = error?.unavailable === true && !this.answered && !this.astray && !mistaken;
     return new CallFailed({ unsettled: this.unsettled, outage }, error);
@@ -184,9 +190,9 @@ export class Transport {
       const answering = session?.call(method, request, time, signal);
       if (answering) {
         const message = await answering;
-        if (message) return { message, sent };
-        // It was sent, and may have been carried out.
-        trial.unsettled = true;
+        if (!(message instanceof Again)) return { message, sent };
+        if (message.refusal) trial.heard(message.refusal);
+        else trial.unsettled = true;
         time = Math.max(1, time - this.#clock.since(sent));
         sent = this.#clock.now();
         trial.token = this.#bearer?.header();
@@ -217,8 +223,7 @@ export class Transport {
     if (refusal.reason !== undefined) {
       this.#answered();
       trial.said = refusal;
-      trial.answered ||= refusal.status !== Status.UNAVAILABLE;
-      trial.unsettled ||= refusal.metadata["write"] === "unknown";
+      trial.heard(refusal);
     } else {
       if (advice) this.#mistake = refusal;
       trial.answered ||= refusal.foreign;

@@ -145,8 +145,9 @@ function usual(call: SessionRequest["call"]): SessionResponse["answer"] {
 }
 
 /** What onced refuses a call with. */
-export function status(code: number, reason: string): MessageInitShape<typeof StatusSchema> {
-  const info = anyPack(ErrorInfoSchema, create(ErrorInfoSchema, { reason, domain: "onced.dev" }));
+export function status(code: number, reason: string, limit?: string): MessageInitShape<typeof StatusSchema> {
+  const metadata: Record<string, string> = limit === undefined ? {} : { limit };
+  const info = anyPack(ErrorInfoSchema, create(ErrorInfoSchema, { reason, domain: "onced.dev", metadata }));
   const details = [{ ...info, typeUrl: "type.googleapis.com/google.rpc.ErrorInfo" }];
   return { code, message: `refused by the test: ${reason}`, details };
 }

@@ -5,92 +5,12 @@ import { setTimeout as pause } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import * as grpc from "@grpc/grpc-js";
 import { Clock } from "onced";
-import {
-  BeginRequestSchema,
-  type BeginResponse,
-  IdempotencyService,
-  RenewRequestSchema,
-} from "../build/generated/onced/v1/idempotency_service_pb.js";
+import { BeginRequestSchema } from "../build/generated/onced/v1/idempotency_service_pb.js";
 import { Sessions } from "../build/session.js";
-import { type Answer, CallFailed, type Patience, Transport } from "../build/transport.js";
+import { CallFailed } from "../build/transport.js";
+import { alone, begin, calling, fencing, PATIENCE } from "./caller.js";
 import { answer, Fake, refusal, type Stream, status } from "./fake.js";
 import { connect, directory, failure, gate, until } from "./support.js";
-
-const PATIENCE: Patience = { total: 20_000, attempt: 10_000 };
-const { begin, renew } = IdempotencyService.method;
-
-/** A transport to a server of the test, and calls of it. */
-class Caller {
-  readonly transport: Transport;
-  readonly giveUp = new AbortController();
-  /** Added to the clock. */
-  slept = 0;
-
-  constructor(
-    test: TestContext,
-    readonly fake: Fake,
-    { sessions = true, tokenFile }: { sessions?: boolean; tokenFile?: string } = {},
-  ) {
-    const clock = new Clock(() => ({ monotonic: performance.now(), wall: Date.now() + this.slept }));
-    this.transport = new Transport([fake.address], { tokenFile }, sessions, clock);
-    test.after(() => {
-      this.giveUp.abort();
-      this.transport.close();
-    });
-  }
-
-  begin(key: string, patience = PATIENCE, signal = this.giveUp.signal): Promise<Answer<BeginResponse>> {
-    return this.transport.call("waiting", begin, create(BeginRequestSchema, { key }), patience, signal);
-  }
-
-  renew(data: Uint8Array, patience = PATIENCE): Promise<unknown> {
-    const request = create(RenewRequestSchema, { key: "k", checkpoint: { sequence: 1n, data } });
-    return this.transport.call("holding", renew, request, patience, this.giveUp.signal);
-  }
-
-  /** Has so many calls under way that are never answered. They come in before this is done. */
-  async crowd(size: number): Promise<void> {
-    const { fake } = this;
-    const before = fake.refuse;
-    fake.refuse = (call) => (call.request.key === "crowd" ? "held" : before(call));
-    const came = fake.unary.length;
-    for (let i = 0; i < size; i += 1) this.begin("crowd", { total: 100_000, attempt: 100_000 }).catch(() => {});
-    await until(() => fake.unary.length === came + size, "the crowd is there");
-  }
-
-  /** Has a session, beside 16 unary calls. */
-  async inSession(): Promise<Fake["streams"][number]> {
-    await this.begin("first");
-    await this.crowd(16);
-    await this.reopen();
-    const stream = this.fake.streams.at(-1);
-    assert.ok(stream);
-    return stream;
-  }
-
-  /** Waits until calls are carried in a session. */
-  async reopen(): Promise<void> {
-    const { carried } = this.fake;
-    const before = carried.length;
-    const carries = () => carried.length > before;
-    await until(() => this.begin("probe").then(carries), "a session carries calls");
-    carried.length = 0;
-  }
-}
-
-async function calling(test: TestContext, options: { sessions?: boolean; tokenFile?: string } = {}) {
-  const fake = await Fake.start(test);
-  return { fake, caller: new Caller(test, fake, options) };
-}
-
-/** The keys of the unary calls that are not for the crowd. */
-function alone(fake: Fake): string[] {
-  return fake.unary.map(({ request }) => request.key).filter((key) => !/crowd|probe|first/.test(key));
-}
-
-function fencing({ message: { result } }: Answer<BeginResponse>): bigint | undefined {
-  return result.case === "claim" ? result.value.fencingToken : undefined;
-}
 
 test("many calls go into a session, which is opened beside them, and few into none", async (t) => {
   const { fake, caller } = await calling(t);
@@ -269,6 +189,11 @@ test("a call that its caller gives up is taken back, and so is one that takes to
   const { error, aftermath } = await givenUp;
   assert.deepEqual([error, aftermath.unsettled], [undefined, true]);
   await until(() => fake.carried.length === 2, "it is taken back");
+  // The session is not dead: something comes.
+  fake.carry = (call, stream) => {
+    open.push([call, stream]);
+    answer(stream, { ...call, id: 999_999n });
+  };
   const began = performance.now();
   const late = await failure(caller.begin("b", { total: 300, attempt: 300 }), CallFailed);
   const took = performance.now() - began;
@@ -287,63 +212,46 @@ test("a call that its caller gives up is taken back, and so is one that takes to
   assert.deepEqual([fake.streams.length, alone(fake)], [1, []]);
 });
 
-test("a session without calls is ended, and opened again when there are many", async (t) => {
+test("that the time of a call is up is no answer of a server, though it says so", async (t) => {
   const { fake, caller } = await calling(t);
-  // Half a minute is long.
-  const { setTimeout: real } = globalThis;
-  const shortened = (f: () => void, ms: number) => real(f, ms === 30_000 ? 1_500 : ms);
-  t.mock.method(globalThis, "setTimeout", shortened);
-  const stream = await caller.inSession();
-  // Its connection has calls that are no session's.
-  await pause(1_300);
-  assert.equal(stream.left, undefined);
-  await until(() => stream.left === "half-closed", "it is ended");
-  await caller.reopen();
-  assert.equal(fake.streams.length, 2);
+  await caller.inSession();
+  fake.carry = (call, stream) => answer(stream, call, { case: "error", value: status(4, "DEADLINE_EXCEEDED") });
+  const { error, aftermath } = await failure(caller.begin("a", { total: 300, attempt: 300 }), CallFailed);
+  assert.deepEqual([error?.status, error?.reason, error?.unavailable], [4, undefined, true]);
+  assert.deepEqual(aftermath, { unsettled: true, outage: true });
+  assert.deepEqual([fake.streams.length, alone(fake)], [1, []]);
 });
 
-test("a session of a connection without calls is ended soon, for it keeps the process from ending", async (t) => {
+test("a call that a full session refused is made again by itself, and the session goes on", async (t) => {
   const { fake, caller } = await calling(t);
-  const stream = await caller.inSession();
-  const began = performance.now();
-  caller.giveUp.abort();
-  await until(() => stream.left === "half-closed", "it is ended");
-  assert.ok(performance.now() - began < 10_000);
-  assert.equal(fake.streams.length, 1);
+  await caller.inSession();
+  const full = status(14, "OVERLOADED", "max_session_calls");
+  fake.carry = (call, stream) => answer(stream, call, { case: "error", value: full });
+  assert.equal(fencing(await caller.begin("a")), 7n);
+  fake.refuse = ({ request }) => (request.key === "b" ? refusal(7, "ACCESS_DENIED") : "held");
+  const { error, aftermath } = await failure(caller.begin("b"), CallFailed);
+  assert.deepEqual([error?.reason, aftermath.unsettled], ["ACCESS_DENIED", false]);
+  fake.carry = (call, stream) => answer(stream, call);
+  await caller.begin("c");
+  assert.deepEqual([fake.streams.length, fake.carried.length, alone(fake)], [1, 3, ["a", "b"]]);
 });
 
-test("a session that cannot be opened is not tried again for a minute", async (t) => {
-  const { fake, caller } = await calling(t);
-  fake.open = (stream) => stream.emit("error", refusal(12, "UNIMPLEMENTED"));
-  await caller.begin("first");
-  await caller.crowd(16);
-  await until(() => fake.streams.length === 1, "it is tried");
-  for (let round = 0; round < 20; round += 1) await caller.begin("a");
-  caller.slept += 59_000;
-  await caller.begin("a");
-  assert.deepEqual([fake.streams.length, alone(fake).length], [1, 21]);
-  caller.slept += 1_000;
-  await caller.begin("a");
-  await until(() => fake.streams.length === 2, "it is tried again");
-});
-
-test("sessions that are cut as soon as they are open are not opened without end", async (t) => {
-  const { fake, caller } = await calling(t);
-  fake.open = (stream) => {
-    stream.sendMetadata(new grpc.Metadata());
-    setTimeout(() => stream.end(), 50);
-  };
-  await caller.begin("first");
-  await caller.crowd(16);
-  for (let round = 0; round < 100; round += 1) {
-    await caller.begin("a");
-    await pause(5);
-  }
-  assert.equal(fake.streams.length, 3);
-  fake.open = (stream) => stream.sendMetadata(new grpc.Metadata());
-  caller.slept += 60_000;
-  await caller.reopen();
-});
+for (const [code, reason, outage] of [
+  [14, "DRAINING", true],
+  [16, "CREDENTIALS_EXPIRED", false],
+] as const) {
+  test(`${reason} in a session ${outage ? "may be" : "is not"} part of an outage, and nothing was carried out`, async (t) => {
+    const { fake, caller } = await calling(t);
+    await caller.inSession();
+    fake.carry = (call, stream) => answer(stream, call, { case: "error", value: status(code, reason) });
+    const away = refusal(14, "DRAINING");
+    // There is no time for that, so it is called once.
+    away.metadata.set("grpc-retry-pushback-ms", "60000");
+    fake.refuse = () => away;
+    const { aftermath } = await failure(caller.begin("a"), CallFailed);
+    assert.deepEqual(aftermath, { unsettled: false, outage });
+  });
+}
 
 test("what is large goes by itself, and what is too many", async (t) => {
   const { fake, caller } = await calling(t);
@@ -381,10 +289,12 @@ test("what a server does not read does not pile up", async (t) => {
   const request = create(BeginRequestSchema, { key: "x".repeat(50_000) });
   let sent = 0;
   for (let round = 0; round < 5; round += 1) {
-    const calls = Array.from({ length: 200 }, () => sessions.enter(undefined)?.call(begin, request, 1, undefined));
-    const made = calls.filter((call) => call !== undefined);
+    const giveUp = new AbortController();
+    const one = () => sessions.enter(undefined)?.call(begin, request, 100_000, giveUp.signal);
+    const made = Array.from({ length: 200 }, one).filter((call) => call !== undefined);
     sent += made.length;
     // All are taken back, so that there is room for other calls, but none for what they have left.
+    giveUp.abort();
     await Promise.all(made.map((call) => failure(call, Error)));
   }
   assert.ok(sent > 200 && sent < 520, `${sent}`);
