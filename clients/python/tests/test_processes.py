@@ -210,7 +210,7 @@ import os, signal, sys, time
 import onced, onced.session
 
 onced.session.MANY = 1
-client = onced.Client(sys.argv[1])
+client = onced.Client(sys.argv[1], sessions=True)
 
 def standing():
     return [line._current for line in client._io._lines.values() if line._current and line._current.opened]

@@ -44,10 +44,10 @@ def begun(token: int) -> v1.BeginResponse:
     return v1.BeginResponse(claim=claim)
 
 
-def failed(code: Code, reason: str = "", retry_after: float = 0.0) -> Status:
+def failed(code: Code, reason: str = "", retry_after: float = 0.0, **values: str) -> Status:
     status = Status(code=code.value[0], message="no")
     if reason:
-        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="onced.dev"))
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="onced.dev", metadata=values))
     if retry_after:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(retry_after * 1000))
@@ -62,6 +62,9 @@ class Stream:
         self.token = dict(context.invocation_metadata()).get("authorization")
         self.asked: list[v1.SessionRequest] = []
         self.half_closed = threading.Event()
+        self.lingers = False
+        """Whether it does not end with its last call."""
+        self.is_gone = threading.Event()
         self._answered: set[int] = set()
         self._answers: queue.SimpleQueue[v1.SessionResponse | tuple[Code, str] | None] = queue.SimpleQueue()
 
@@ -77,7 +80,8 @@ class Stream:
 
     def _end_with_last(self) -> None:
         cancelled = {request.id for request in self.asked if request.HasField("cancel")}
-        if self.half_closed.is_set() and {request.id for request in self.asked} <= cancelled | self._answered:
+        is_last = {request.id for request in self.asked} <= cancelled | self._answered
+        if is_last and self.half_closed.is_set() and not self.lingers:
             self.end()
 
     def answer(self, number: int = -1, **answer: Any) -> None:
@@ -91,7 +95,7 @@ class Stream:
         self._answers.put(None if code is None else (code, message))
 
     def answers(self, context: grpc.ServicerContext) -> Iterator[v1.SessionResponse]:
-        while isinstance(answer := self._answers.get(timeout=HANGS), v1.SessionResponse):
+        while isinstance(answer := self._answers.get(timeout=2 * HANGS), v1.SessionResponse):
             yield answer
         if answer:
             context.abort(*answer)
@@ -152,6 +156,7 @@ class Fake(IdempotencyServiceServicer):
         self.opening(context)
         stream = Stream(context)
         context.send_initial_metadata(())
+        context.add_callback(stream.is_gone.set)
         self.streams.append(stream)
         threading.Thread(target=stream.read, args=(request_iterator,), daemon=True).start()
         yield from stream.answers(context)
@@ -251,12 +256,12 @@ Connect = Callable[..., Calls]
 
 @pytest.fixture
 def connect(kind: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Makes clients of a kind, for which `many` calls are many."""
+    """Makes clients of a kind with sessions, for which `many` calls are many."""
     made: list[Calls] = []
 
     def make(address: str, many: int = 1, **settings: Any) -> Calls:
         monkeypatch.setattr(session, "MANY", many)
-        made.append(Calls(kind, address, **settings))
+        made.append(Calls(kind, address, **{"sessions": True, **settings}))
         return made[-1]
 
     yield make
@@ -420,18 +425,112 @@ def test_a_session_that_says_farewell_takes_no_more_and_ends_with_its_last_call(
     assert stream.half_closed.wait(HANGS)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "answered"),
+    [(Code.UNAVAILABLE, "DRAINING", False), (Code.UNAUTHENTICATED, "CREDENTIALS_EXPIRED", True)],
+)
+def test_only_refused_credentials_of_a_session_forbid_failing_open(
+    calls: Calls, fake: Fake, code: Code, reason: str, *, answered: bool
+) -> None:
+    stream = calls.stand(fake, BEGIN, BEGUN)
+    fake.refusal = failed(Code.UNAVAILABLE, "DRAINING", retry_after=60)
+    call = calls.call(BEGIN, BEGUN, total=2.0)
+    asked(stream, 1)
+    stream.answer(error=failed(code, reason))
+    told = error(call)
+    assert (told.unavailable, told.answered, told.unsettled) == (True, answered, False)
+    assert fake.unary == ["Begin", "Begin"]
+
+
+def test_a_session_that_is_full_goes_on_without_the_call(calls: Calls, fake: Fake) -> None:
+    stream = calls.stand(fake, BEGIN, BEGUN)
+    call = calls.call(BEGIN, BEGUN)
+    asked(stream, 1)
+    fake.refusal = failed(Code.PERMISSION_DENIED, "ACCESS_DENIED")
+    # It is no other call's matter how long a session is full, nor this one's, which goes elsewhere.
+    full = failed(Code.UNAVAILABLE, "OVERLOADED", retry_after=60, limit="max_session_calls")
+    stream.answer(error=full)
+    assert (error(call).reason, error(call).unsettled) == ("ACCESS_DENIED", False)
+    assert fake.unary == ["Begin", "Begin"]
+    call = calls.call(BEGIN, BEGUN)
+    asked(stream, 2)
+    stream.answer(begin=begun(BY_SESSION))
+    assert call.result(HANGS).message.claim.fencing_token == BY_SESSION
+
+
+def test_a_deadline_that_a_session_answers_is_silence(calls: Calls, fake: Fake) -> None:
+    stream = calls.stand(fake, BEGIN, BEGUN)
+    call = calls.call(BEGIN, BEGUN, total=10.0)
+    asked(stream, 1)
+    stream.answer(error=failed(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", retry_after=60))
+    asked(stream, 2)
+    stream.answer(error=failed(Code.UNAVAILABLE, "OVERLOADED", retry_after=60))
+    told = error(call)
+    assert (told.reason, told.unavailable, told.answered, told.unsettled) == ("OVERLOADED", True, False, True)
+
+
+def test_a_session_that_falls_silent_takes_no_more_calls(calls: Calls, fake: Fake) -> None:
+    stream = calls.stand(fake)
+    left = calls.call()
+    asked(stream, 1)
+    late = calls.call(total=0.5, attempt=0.5)
+    assert error(late).unsettled
+    assert by(calls.call().result(HANGS)) == BY_UNARY
+    assert not stream.half_closed.is_set()
+    stream.answer(stream.asked[0].id, renew=renewed(BY_SESSION))
+    assert by(left.result(HANGS)) == BY_SESSION
+    # Its server was only slow, and sees a session that ends as it should.
+    assert stream.half_closed.wait(HANGS)
+    assert len(stream.asked) == 3
+
+
+def test_a_session_that_nobody_ends_is_cut_off(calls: Calls, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for io in ("sync_io", "aio_io"):
+        monkeypatch.setattr(f"onced.{io}.PARTING", 0.2)
+    stream = calls.stand(fake)
+    stream.lingers = True
+    assert error(calls.call(total=0.3, attempt=0.3)).unsettled
+    assert stream.is_gone.wait(HANGS)
+    assert stream.half_closed.is_set()
+    eventually(lambda: calls.line()._all == [])
+    # That says nothing of the next one.
+    assert calls.line()._not_before == 0
+    assert calls.stand(fake) is not stream
+
+
+@pytest.mark.parametrize("kind", ["threads"])
+def test_a_call_that_is_taken_back_when_its_time_is_up_says_so(
+    calls: Calls, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls.stand(fake, BEGIN, BEGUN)
+
+    def forget(number: int, *, late: bool = False) -> bool:
+        """Its answer is there, and about to be told."""
+        calls.client._io.take_back()
+        return False
+
+    monkeypatch.setattr(calls.session(Lane.WAITING), "forget", forget)
+    call = calls.call(BEGIN, BEGUN, total=0.2, attempt=0.2)
+    assert isinstance(call.exception(HANGS), onced.NotBegunError)
+    monkeypatch.undo()
+
+
 def test_a_call_that_is_not_answered_is_taken_back_a_little_after_its_time(calls: Calls, fake: Fake) -> None:
     stream = calls.stand(fake)
     began = time.monotonic()
-    call = calls.call(total=0.5, attempt=0.5)
-    assert 400_000_000 < asked(stream, 1).timeout.nanos <= 500_000_000
+    call = calls.call(total=1.0, attempt=1.0)
+    number = asked(stream, 1).id
+    other = calls.call()
+    asked(stream, 2)
+    stream.answer(renew=renewed(4))  # The session goes on then.
+    assert by(other.result(HANGS)) == 4
     told = error(call)
-    assert time.monotonic() - began >= 0.6
+    assert time.monotonic() - began >= 1.2
     assert (told.unavailable, told.unsettled, told.answered) == (True, True, False)
-    assert asked(stream, 2) == v1.SessionRequest(id=stream.asked[0].id, cancel=v1.CancelCall())
-    stream.answer(stream.asked[0].id, renew=renewed(BY_SESSION))  # Too late.
+    assert asked(stream, 3) == v1.SessionRequest(id=number, cancel=v1.CancelCall())
+    stream.answer(number, renew=renewed(BY_SESSION))  # Too late.
     later = calls.call()
-    asked(stream, 3)
+    asked(stream, 4)
     stream.answer(renew=renewed(5))
     assert by(later.result(HANGS)) == 5
     assert not calls.session()._open
@@ -506,6 +605,15 @@ def test_a_session_that_cannot_be_opened_is_not_tried_again_for_long(
     calls.stand(fake)
 
 
+def test_a_session_whose_server_was_away_is_tried_again_soon(calls: Calls, fake: Fake) -> None:
+    fake.opening = lambda context: context.abort(Code.UNAVAILABLE, "away")
+    assert by(calls.call().result(HANGS)) == BY_UNARY
+    eventually(lambda: calls.line()._not_before > 0)
+    assert calls.line()._not_before <= time.monotonic() + session.SHORT
+    fake.opening = lambda _: None
+    eventually(lambda: calls.call().result(HANGS) and calls.line()._current is not None)
+
+
 def test_a_session_that_is_cut_short_three_times_is_given_a_rest(calls: Calls, fake: Fake) -> None:
     for count in (1, 2, 3):
         calls.stand(fake).end(Code.UNAVAILABLE)
@@ -569,10 +677,16 @@ def test_what_is_made_again_shows_the_token_of_that_time(
     assert fake.tokens == ["Bearer one", "Bearer two"]
 
 
-def test_sessions_may_be_turned_off(connect: Connect, fake: Fake) -> None:
-    calls = connect(fake.address, sessions=False)
-    assert {by(calls.call().result(HANGS)) for _ in range(3)} == {BY_UNARY}
+def test_there_are_no_sessions_unless_they_are_asked_for(kind: str, fake: Fake) -> None:
+    calls = Calls(kind, fake.address)
+    fake.go.clear()
+    running = [calls.call() for _ in range(2 * session.MANY)]
+    eventually(lambda: len(fake.unary) == 2 * session.MANY)
+    fake.go.set()
+    assert {by(call.result(HANGS)) for call in running} == {BY_UNARY}
+    assert by(calls.call().result(HANGS)) == BY_UNARY
     assert fake.opened == 0
+    calls.stop()
 
 
 def test_runs_go_by_sessions_and_on_without_them_when_their_server_is_killed(connect: Connect, key: str) -> None:
@@ -581,7 +695,7 @@ def test_runs_go_by_sessions_and_on_without_them_when_their_server_is_killed(con
     for count in range(3):
         runs = [calls.run(f"{key}-{count}-{each}", each) for each in range(64)]
         assert [run.result(HANGS).value for run in runs] == list(range(64))
-    assert all(calls.stands(lane) for lane in Lane)
+    eventually(lambda: all(calls.stands(lane) for lane in Lane))
     runs = [calls.run(f"{key}-more-{each}", each) for each in range(64)]
     first.kill()
     second = Server(listen=first.address)
@@ -613,7 +727,7 @@ def test_a_loop_that_ends_drops_no_complete_of_a_session(fake: Fake, monkeypatch
         await asyncio.to_thread(eventually, condition)
 
     async def main() -> None:
-        client = onced.AsyncClient(fake.address)
+        client = onced.AsyncClient(fake.address, sessions=True)
 
         async def work(_: Any) -> int:
             return 1

@@ -301,11 +301,27 @@ def test_a_server_that_comes_back_is_found_again(key: str) -> None:
         second.kill()
 
 
+def test_a_call_is_repeated_though_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would see to the connection."""
+
+    def start(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = Server()
+    server.kill()
+    with onced.Client(server.address, timeout=1.0) as client:
+        monkeypatch.setattr("grpc._channel.Channel.subscribe", start)
+        with pytest.raises(onced.NotBegunError) as failed:
+            client.once("k").run(lambda _: 1)
+        assert failed.value.unavailable
+        assert not client._io._down
+
+
 def test_many_runs_live_through_a_restart(key: str) -> None:
     """Each fails at once while there is no connection: it comes up all the same."""
     for count in range(2):
         first = Server()
-        with onced.Client(first.address, sessions=False) as client:
+        with onced.Client(first.address) as client:
             runs = [Thread(lambda name=f"{key}-{each}": client.once(name).run(lambda _: 1)) for each in range(64)]
             first.kill()
             second = Server(listen=first.address)

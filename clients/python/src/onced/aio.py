@@ -335,7 +335,7 @@ class AsyncClient:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = LoopIo(self._life.home, settings.get("sessions", True))
+        self._io = LoopIo(self._life.home, settings.get("sessions", False))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         # The loop itself keeps no task alive.

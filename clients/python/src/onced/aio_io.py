@@ -13,15 +13,15 @@ import grpc.aio
 
 from onced.errors import CallError
 from onced.process import Home
-from onced.session import MARGIN, Line, Session, out_of_time
+from onced.session import MARGIN, PARTING, Line, Session, out_of_time
 from onced.transport import OPTIONS, A, Lane, Metadata, Method, Q, Server
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 
 log = logging.getLogger("onced")
 
-PARTING = 1.0
-"""How long the end of a session may take when its client is closed, in seconds."""
+CLOSING = 1.0
+"""How long the end of sessions may take when their client is closed, in seconds."""
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class LoopSession(Session[Waiter]):
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._call: Any = IdempotencyServiceStub(channel).Session(metadata=metadata)  # type: ignore[call-arg]
+        self._parting: asyncio.TimerHandle | None = None
         self._timer = self._loop.call_later(self.look(), self._tick)
         self.task = self._loop.create_task(self._read())
 
@@ -68,6 +69,8 @@ class LoopSession(Session[Waiter]):
 
     def wake(self) -> None:
         self._woken.set()
+        if self.is_over and self._parting is None:
+            self._parting = self._loop.call_later(PARTING, self.cancel)
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -99,18 +102,21 @@ class LoopSession(Session[Waiter]):
             while isinstance(answer := await self._call.read(), v1.SessionResponse):
                 self.answered(answer)
         except asyncio.CancelledError:
-            # It did not open in time; or the loop is ending, and not for another one to begin.
-            useless = True
+            # It did not open in time; or the loop is ending, and not for another one to begin. One without calls may
+            # only have been left hanging at its end.
+            useless = self.opened is None or not self.is_over
         except grpc.RpcError as error:
             useless = self.is_useless(error.code())
         except Exception as error:
             log.debug("a session broke off: %s", error)
         finally:
-            self._timer.cancel()
             if sending:
                 sending.cancel()
             self.cancel()
             self.ended(useless=useless)
+            for timer in (self._timer, self._parting):
+                if timer:
+                    timer.cancel()
 
 
 class LoopIo:
@@ -170,7 +176,7 @@ class LoopIo:
         lines, self._lines = list(self._lines.values()), {}
         ending = {session.task for line in lines for session in line.close()}
         if ending:
-            _, late = await asyncio.wait(ending, timeout=PARTING)
+            _, late = await asyncio.wait(ending, timeout=CLOSING)
             for task in late:
                 task.cancel()
         for line in lines:
@@ -181,7 +187,7 @@ async def _answer(
     line: Line[grpc.aio.Channel, LoopSession], session: LoopSession, number: int, waiter: Waiter, timeout: float
 ) -> v1.SessionResponse | None:
     def late() -> None:
-        if session.forget(number) and not waiter.done():
+        if session.forget(number, late=True) and not waiter.done():
             waiter.set_exception(out_of_time())
 
     timer = asyncio.get_running_loop().call_later(timeout + min(MARGIN, timeout / 4), late)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from onced import fingerprint, session
+from onced import fingerprint
 from onced.aio import AsyncClaim, AsyncClient
 from onced.codecs import BYTES, JSON, TEXT, Codec
 from onced.errors import ClaimLostError, Failure, FinalError, NotBegunError, OncedError, WorkFailedError
@@ -137,7 +137,7 @@ class Agent:
 
     async def connect(self, command: Command) -> Answer:
         names = {"ca": "ca_file", "cert": "cert_file", "key": "key_file"}
-        settings = {
+        settings = {"sessions": True} | {
             names.get(name, name): command[name]
             for name in ("ca", "cert", "key", "token", "token_file", "owner")
             if command.get(name) is not None
@@ -236,7 +236,6 @@ class Agent:
 
 async def serve() -> None:
     """Carries out commands until there are no more of them."""
-    session.MANY = 16  # As many as in the other languages, whose scenarios these are.
     agent, loop = Agent(), asyncio.get_running_loop()
     carried_out = set()
     while line := await loop.run_in_executor(None, sys.stdin.readline):

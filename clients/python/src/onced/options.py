@@ -47,7 +47,8 @@ class Settings(TypedDict, total=False):
     token_file: StrPath | None
     """A file of that token. It is read again when it is refused, and every few seconds."""
     sessions: bool
-    """Whether a stream carries the calls of a connection while they are many. True unless told otherwise."""
+    """Whether a stream carries the calls of a connection while they are many. False unless told otherwise: it spares
+    threads little, and costs asyncio more."""
     allow_token_in_plaintext: bool
     """Sends the token also where it goes over a network without TLS, for all to read."""
 

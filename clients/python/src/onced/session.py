@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("onced")
 
-MANY = 200
-"""How many calls are under way on a connection when it gets a session. A stream spares grpcio nothing: it is about the
-256 unary calls that a server takes on a connection, beyond which more would wait for their turn."""
+MANY = 16
+"""How many calls are under way on a connection when it gets a session."""
 MOST_OPEN = 512
 """How many calls a session carries at once. With the next one it bounds what waits to be sent."""
 LARGEST = 64 * 1024
@@ -36,6 +35,8 @@ MARGIN = 0.25
 """How much longer than the server the client waits for an answer, in seconds."""
 OPENING = 10.0
 """How long a session may take to open, in seconds."""
+PARTING = 5.0
+"""How long the server may take to end a session that is over, in seconds: there may be no server any more."""
 IDLE = 30.0
 """How long a session stands without a call, in seconds."""
 REST = 60.0
@@ -76,12 +77,29 @@ def read(answer: v1.SessionResponse, method: Method[Any, A]) -> A:
     """What a call was answered; raises how it failed."""
     kind = answer.WhichOneof("answer")
     if kind == "error":
-        raise Failed(answer.error)
+        error = Failed(answer.error)
+        # Its server has kept the time that the caller gave, and says no more than silence does.
+        raise out_of_time() if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else error
     if kind != method.field:
         said = f"the answer to {method.name} cannot be read: it holds {kind or 'nothing known here'}"
         raise Failed(Status(code=grpc.StatusCode.INTERNAL.value[0], message=said))
     message: A = getattr(answer, kind)
     return message
+
+
+def turned_away(answer: v1.SessionResponse) -> Refusal | None:
+    """Why a call was not taken that is to be made by itself then, for it is no matter of the call."""
+    if not answer.HasField("error"):
+        return None
+    refusal = Refusal.of(Failed(answer.error))
+    is_full = refusal.reason == "OVERLOADED" and refusal.values.get("limit") == "max_session_calls"
+    return refusal if is_full or _is_farewell(refusal) else None
+
+
+def _is_farewell(refusal: Refusal) -> bool:
+    """Whether a server wants no more of a session, or of who opened it."""
+    reason = refusal.reason or ""
+    return reason == "DRAINING" or reason.startswith("CREDENTIALS")
 
 
 class Session(Generic[W]):
@@ -92,7 +110,9 @@ class Session(Generic[W]):
         """When it came to stand."""
         self._gone = gone
         self._mutex = threading.Lock()
-        self._open: dict[int, W] = {}
+        self._open: dict[int, tuple[W, int]] = {}
+        """Who waits for each call, and how many answers had come when it was taken."""
+        self._answers = 0
         # What a call that is given up would send is taken out again, so that it holds no more than is open.
         self._outgoing: OrderedDict[int, v1.SessionRequest] = OrderedDict()
         self._last = 0
@@ -129,17 +149,20 @@ class Session(Generic[W]):
                 return None
             self._last += 1
             message.id = self._last
-            self._open[self._last] = waiter
+            self._open[self._last] = waiter, self._answers
             self._post(message)
             return self._last
 
-    def forget(self, number: int) -> bool:
-        """Takes a call back, whose caller waits no more; false if it has its answer."""
+    def forget(self, number: int, *, late: bool = False) -> bool:
+        """Takes a call back, whose caller waits no more; false if it has its answer. `late`: its time is up."""
         with self._mutex:
-            if self._open.pop(number, None) is None:
+            waiting = self._open.pop(number, None)
+            if waiting is None:
                 return False
             if self._outgoing.pop(number, None) is None:
                 self._post(v1.SessionRequest(id=number, cancel=v1.CancelCall()))
+            # A gateway answers pings also when nobody is behind it any more.
+            self.is_retired |= late and waiting[1] == self._answers
             self._ended_one()
             return True
 
@@ -165,13 +188,14 @@ class Session(Generic[W]):
 
     def answered(self, answer: v1.SessionResponse) -> None:
         """An answer has come. Nobody may wait for it any more."""
-        farewell = answer.HasField("error") and _is_farewell(answer.error)
+        refusal = turned_away(answer)
         with self._mutex:
-            self.is_retired |= farewell
-            waiter = self._open.pop(answer.id, None)
+            self._answers += 1
+            self.is_retired |= refusal is not None and _is_farewell(refusal)
+            waiting = self._open.pop(answer.id, None)
             self._ended_one()
-        if waiter is not None:
-            self.tell(waiter, None if farewell else answer)
+        if waiting is not None:
+            self.tell(waiting[0], answer)
 
     def look(self) -> float:
         """Ends what has been opening or idle for too long. In how many seconds to look again."""
@@ -193,7 +217,7 @@ class Session(Generic[W]):
             left, self._open = list(self._open.values()), {}
             self._outgoing.clear()
             self.wake()
-        for waiter in left:
+        for waiter, _ in left:
             self.tell(waiter, None)
 
     def is_useless(self, code: grpc.StatusCode) -> bool:
@@ -206,12 +230,6 @@ class Session(Generic[W]):
         """The stream has ended, however it did. `useless`: another one would fare no better."""
         self._gone(self, useless)
         self.drop()
-
-
-def _is_farewell(error: Status) -> bool:
-    """Whether an answer is about the session, or who opened it, and not about the call."""
-    reason = Refusal.of(Failed(error)).reason or ""
-    return reason == "DRAINING" or reason.startswith("CREDENTIALS")
 
 
 class Line(Generic[C, S]):

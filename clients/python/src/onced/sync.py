@@ -327,7 +327,7 @@ class Client:
 
     def __init__(self, servers: str | None = None, **settings: Unpack[Settings]) -> None:
         self._life = _Life()
-        self._io = ThreadIo(self._life.home, self._life.closing, settings.get("sessions", True))
+        self._io = ThreadIo(self._life.home, self._life.closing, settings.get("sessions", False))
         self._core = make_core(servers, settings, self._io)
         self._unprotected = 0
         self._mutex = threading.Lock()

@@ -17,15 +17,18 @@ from onced.core import closed
 from onced.errors import CallError
 from onced.process import Home
 from onced.retry import NEVER_SENT
-from onced.session import MARGIN, Line, Session, out_of_time
+from onced.session import MARGIN, PARTING, Line, Session, out_of_time
 from onced.transport import OPTIONS, A, Lane, Metadata, Method, Q, Server
 from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 
 log = logging.getLogger("onced")
 
-PARTING = 1.0
-"""How long the end of a session may take when its client is closed, in seconds."""
+CLOSING = 1.0
+"""How long the end of sessions may take when their client is closed, in seconds."""
+
+REFUSING = 0.2
+"""How long after its headers a stream may prove to be refused, in seconds: gRPC tells of headers also if none came."""
 
 WATCH = 0.4
 """How long gRPC's thread that watches a connection may go on when that is to end, in seconds."""
@@ -42,6 +45,8 @@ class ThreadSession(Session[Waiter]):
         super().__init__(gone)
         self._woken: SimpleQueue[None] = SimpleQueue()
         self._call: Any = IdempotencyServiceStub(channel).Session(self._requests(), metadata=metadata)
+        self._parting = threading.Timer(PARTING, self._call.cancel)
+        self._parting.daemon = True
         # Nobody's process is kept alive for it.
         self._thread = threading.Thread(target=self._read, name="onced-session", daemon=True)
         try:
@@ -57,12 +62,15 @@ class ThreadSession(Session[Waiter]):
 
     def wake(self) -> None:
         self._woken.put(None)
+        if self.is_over and self._call.is_active():
+            with suppress(RuntimeError):  # It has started before, or no thread is to be had.
+                self._parting.start()
 
     def cancel(self) -> None:
         self._call.cancel()
 
-    def join(self) -> None:
-        self._thread.join(PARTING)
+    def join(self, patience: float) -> None:
+        self._thread.join(max(patience, 0.0))
 
     def _requests(self) -> Iterator[v1.SessionRequest]:
         while True:
@@ -79,7 +87,9 @@ class ThreadSession(Session[Waiter]):
         useless = False
         try:
             self._call.initial_metadata()
-            if self._call.is_active():
+            try:
+                self._call.exception(REFUSING)
+            except grpc.FutureTimeoutError:
                 self.stands()
             for answer in self._call:
                 self.answered(answer)
@@ -89,6 +99,7 @@ class ThreadSession(Session[Waiter]):
             log.debug("a session broke off: %s", error)
         finally:
             self._call.cancel()
+            self._parting.cancel()
             self.ended(useless=useless)
 
 
@@ -148,11 +159,12 @@ class ThreadIo:
         with line:
             try:
                 self._note(method, waiter)
-                return waiter.result(timeout + min(MARGIN, timeout / 4))
-            except futures.TimeoutError:
-                if session.forget(number):
-                    raise out_of_time() from None
-                return waiter.result()  # It came just now.
+                try:
+                    return waiter.result(timeout + min(MARGIN, timeout / 4))
+                except futures.TimeoutError:
+                    if session.forget(number, late=True):
+                        raise out_of_time() from None
+                    return waiter.result()  # It came just now, unless it is taken back as well.
             except futures.CancelledError:
                 session.forget(number)
                 raise self._taken_back(method) from None
@@ -195,9 +207,14 @@ class ThreadIo:
                 self._down.pop(channel, None)
 
         with self._mutex:
-            if not self._is_closed and channel not in self._down:
-                self._down[channel] = changed
+            if self._is_closed or channel in self._down:
+                return
+            self._down[channel] = changed
+            try:
                 channel.subscribe(changed, try_to_connect=True)
+            except RuntimeError as error:  # No thread is to be had; the call is to be repeated all the same.
+                del self._down[channel]
+                log.debug("nobody sees to a connection: %s", error)
 
     def _line(self, server: Server, lane: Lane) -> Line[grpc.Channel, ThreadSession]:
         self._home.check()
@@ -219,8 +236,9 @@ class ThreadIo:
             self._is_closed = True
             lines = list(self._lines.values())
             self._lines.clear()
-        for session in [session for line in lines for session in line.close()]:
-            session.join()
+        ending, until = [session for line in lines for session in line.close()], time.monotonic() + CLOSING
+        for session in ending:
+            session.join(until - time.monotonic())
         watched = list(self._down.items())
         for channel, changed in watched:
             channel.unsubscribe(changed)

@@ -219,14 +219,17 @@ class Transport:
     async def _attempt(
         self, server: Server, method: Method[Q, A], request: Q, timeout: float, history: _History
     ) -> Answer[A]:
-        """Sends a call once: in a session if one takes it; by itself if none does, or if that ended first."""
+        """Sends a call once: in a session if one takes it; by itself if none does, or if that ended or refused."""
         sent = self.clock()
         answering = self.io.take(server, method, request, timeout, self._metadata(sent, history))
         if answering is not None:
             answer = await answering
-            if answer is not None:
+            if answer is None:
+                history.unsettled = True  # It may have been carried out all the same.
+            elif refusal := session.turned_away(answer):
+                history.note(refusal, False)
+            else:
                 return Answer(session.read(answer, method), sent)
-            history.unsettled = True  # It may have been carried out all the same.
             timeout -= self.clock() - sent
             sent = self.clock()
         metadata = self._metadata(sent, history)
