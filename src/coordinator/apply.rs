@@ -88,5 +88,5 @@ fn is_late(claim: &Loaded, now: Timestamp) -> bool {
 }
 
 fn refused(refusal: Refusal, current: Option<&Loaded>) -> Error {
-    Error::Refused { refusal, current: view(current).map(Box::new) }
+    Error::refused(refusal, view(current))
 }

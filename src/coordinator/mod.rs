@@ -100,6 +100,12 @@ pub enum Error {
     Fault,
 }
 
+impl Error {
+    fn refused(refusal: Refusal, current: Option<View>) -> Self {
+        Error::Refused { refusal, current: current.map(Box::new) }
+    }
+}
+
 /// Serves Begin, Lookup, Watch and all that changes a record. Cheap to clone.
 #[derive(Clone)]
 pub struct Coordinator {

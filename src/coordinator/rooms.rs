@@ -18,7 +18,7 @@ use super::room::{Action, Answer, Event, Room, WaiterId};
 use super::waiter::Wish;
 use super::{Begun, Busy, Error, Inner, Patience};
 use crate::clock::{Moment, wall_time};
-use crate::record::{RecordKey, Refusal, View};
+use crate::record::{RecordKey, View};
 use crate::store::{Loaded, Watch};
 use crate::telemetry::span;
 use crate::telemetry::trace::TraceParent;
@@ -118,13 +118,10 @@ impl Rooms {
 /// Enters the room of `key` and waits for the answer; unless the store can tell at once that the key is completed, which
 /// no room would change.
 pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patience: Patience) -> Reply {
-    match inner.store.recall(key).and_then(|recalled| wish.replay(&recalled, wall_time())) {
-        Some(Answer::Standing(view)) => {
-            inner.meters.replays_of_memory.increment(1);
-            return Ok(Begun::Standing(view));
-        }
-        Some(Answer::Refused(refusal, current)) => return Err(refused(refusal, current)),
-        Some(Answer::Claim { .. } | Answer::Failed(_) | Answer::Draining) | None => {}
+    if let Some(told) = inner.store.recall(key).and_then(|recalled| wish.replay(&recalled, wall_time())) {
+        let view = told?;
+        inner.meters.replays_of_memory.increment(1);
+        return Ok(Begun::Standing(view));
     }
     let (reply, mut answer) = oneshot::channel();
     let patient = patience.until > patience.arrived;
@@ -141,10 +138,6 @@ pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patienc
         }
     };
     answer.map_or(Err(Error::Fault), |sent| sent.reply)
-}
-
-fn refused(refusal: Refusal, current: Option<View>) -> Error {
-    Error::Refused { refusal, current: current.map(Box::new) }
 }
 
 /// Enters the room of `key` as a watcher.
@@ -373,7 +366,7 @@ impl RoomTask {
                 Ok(Begun::Claimed(Claimed::new(&self.inner, &self.key, loaded, waited, resumed)))
             }
             Answer::Standing(view) => Ok(Begun::Standing(view)),
-            Answer::Refused(refusal, current) => Err(refused(refusal, current)),
+            Answer::Refused(refusal, current) => Err(Error::refused(refusal, current)),
             Answer::Failed(error) => Err(Error::Store(error)),
             Answer::Draining => Err(Error::Draining),
         };

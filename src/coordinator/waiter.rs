@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Error;
 use super::room::Answer;
 use crate::record::{Begin, Change, Command, Decision, Lock, Refusal, Timestamp, View, decide};
 use crate::store::{Loaded, Revision, StoreError};
@@ -24,15 +25,15 @@ impl Wish {
     }
 
     /// What a completed record answers, whoever else there is: nothing comes after that. Of any other record nothing.
-    pub(super) fn replay(&self, loaded: &Loaded, now: Timestamp) -> Option<Answer> {
+    pub(super) fn replay(&self, loaded: &Loaded, now: Timestamp) -> Option<Result<View, Error>> {
         let view @ View::Completed { .. } = View::of(&loaded.record, loaded.lock, now) else { return None };
         match self {
             Wish::Begin(begin) => match decide(begin, Some(loaded.seen()), now) {
-                Decision::Unchanged => Some(Answer::Standing(view)),
-                Decision::Refuse(refusal) => Some(Answer::Refused(refusal, Some(view))),
+                Decision::Unchanged => Some(Ok(view)),
+                Decision::Refuse(refusal) => Some(Err(Error::refused(refusal, Some(view)))),
                 Decision::Write(_) | Decision::Wait => None,
             },
-            Wish::Lookup => Some(Answer::Standing(view)),
+            Wish::Lookup => Some(Ok(view)),
             Wish::Watch => None,
         }
     }

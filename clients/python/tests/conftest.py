@@ -19,6 +19,8 @@ from onced.v1 import idempotency_service_pb2 as v1
 from onced.v1 import record_pb2 as records
 from onced.v1.idempotency_service_pb2_grpc import IdempotencyServiceStub
 
+pytest_plugins = ["sessions"]
+
 HANGS = 30.0
 """After how long something that should have come is taken not to come, in seconds."""
 

@@ -148,8 +148,8 @@ impl Sessions {
         if request.encoded_len() > LARGEST {
             return None;
         }
-        let call = request.clone().into_call()?;
         let turn = stream.turn_now()?;
+        let call = request.clone().into_call()?;
         Some(Place { sessions: self, stream, call, turn })
     }
 

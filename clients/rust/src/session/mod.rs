@@ -1,4 +1,4 @@
-//! Many calls on one stream, for who has so many that their cost shows: a fifth of that of as many unary ones.
+//! Many calls on one stream, for who has so many that their cost shows: less than half of that of as many unary ones.
 
 mod automatic;
 #[cfg(test)]
