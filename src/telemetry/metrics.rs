@@ -137,7 +137,7 @@ declare! {
     EMBEDDED_COMMIT_DURATION = "onced_embedded_commit_duration_seconds", Times [];
     /// How many writes its commits had
     EMBEDDED_COMMIT_WRITES = "onced_embedded_commit_writes", Numbers [];
-    /// How long it took to move what the log holds to the tree, each time
+    /// How long it took to move what the log holds to the tree, each time, its pauses for callers included
     EMBEDDED_MOVE_DURATION = "onced_embedded_move_duration_seconds", Times [];
     /// Rows that were moved from the log to the tree
     EMBEDDED_MOVED_ROWS = "onced_embedded_moved_rows_total", Counter [];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -14,8 +15,15 @@ use super::sweep::Sweep;
 const RUNNING_TIME_PERIOD_MS: u64 = 10_000;
 /// The most that one transaction writes, in rows and in bytes of stored records. Each row may be on a page of its own, and
 /// the more is synced at once, the longer the next sync of the log waits.
-pub(super) const STEP_ROWS: usize = 512;
+const STEP_ROWS: usize = 128;
 const STEP_BYTES: usize = 1 << 20;
+/// The rows of one where the move has to end soon: fewer transactions take less of the disk and the CPU altogether.
+pub(super) const HURRIED_STEP_ROWS: usize = 512;
+/// After each transaction comes a pause so many times as long as that took, for the callers: else they would
+/// wait once a second for whatever is moved then.
+const PAUSE_RATIO: u32 = 3;
+/// The longest pause: a disk that stalls is not made up for by more of it.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// What to move, and the counters as of it.
 pub(super) struct Load {
@@ -63,12 +71,39 @@ impl Mover {
         let counters = Counters { running_ms, ..load.counters };
         let began = data.times.clock().now();
         // What was written lately replaces what expired.
-        write(&data.database, counters, &expired, &load.rows)?;
+        write(&data.database, counters, &expired, &load.rows, &Pace::BesideCallers(&self.shared))?;
         meters.moving.record(data.times.clock().now().since(began));
         meters.moved.increment(load.rows.len() as u64);
         meters.swept.increment(expired.len() as u64);
         self.counters = counters;
         expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
+        Ok(())
+    }
+}
+
+/// How fast something is moved.
+pub(super) enum Pace<'a> {
+    /// With pauses, unless it is hurried.
+    BesideCallers(&'a Shared),
+    /// As fast as can be: nobody is served meanwhile.
+    Alone,
+}
+
+impl Pace<'_> {
+    fn step_rows(&self) -> usize {
+        match self {
+            Pace::BesideCallers(shared) if !shared.data.recent.is_hurried() => STEP_ROWS,
+            Pace::BesideCallers(_) | Pace::Alone => HURRIED_STEP_ROWS,
+        }
+    }
+
+    /// Runs a step, and pauses after it.
+    fn step(&self, step: impl FnOnce() -> Result<(), redb::Error>) -> Result<(), redb::Error> {
+        let Pace::BesideCallers(shared) = self else { return step() };
+        let clock = shared.data.times.clock();
+        let began = clock.now();
+        step()?;
+        shared.data.recent.pause((clock.now().since(began) * PAUSE_RATIO).min(PAUSE_MAX));
         Ok(())
     }
 }
@@ -81,57 +116,65 @@ pub(super) fn write(
     counters: Counters,
     expired: &[(Vec<u8>, crate::store::Revision)],
     rows: &RowMap,
+    pace: &Pace<'_>,
 ) -> Result<(), redb::Error> {
     let mut sorted: Vec<_> = rows.iter().collect();
     // Neighbours share pages.
     sorted.sort_unstable_by_key(|(row, _)| row.as_slice());
     let mut rest = sorted.as_slice();
     loop {
-        let (step, later) = rest.split_at(step_length(rest));
-        let transaction = database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for (row, value) in step {
-                match value {
-                    Some(value) => drop(table.insert(row.as_slice(), value.as_ref())?),
-                    None => drop(table.remove(row.as_slice())?),
-                }
-            }
-            if later.is_empty() {
-                table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
-            }
-        }
-        // Durable once this returns: redb's default durability is immediate.
-        transaction.commit()?;
+        let (step, later) = rest.split_at(step_length(rest, pace.step_rows()));
         if later.is_empty() {
+            put(database, step, Some(counters))?;
             break;
         }
+        pace.step(|| put(database, step, None))?;
         rest = later;
     }
     // Once the counters tell the time by which they expired. What was written lately replaces what expired.
-    let expired: Vec<_> = expired.iter().filter(|(row, _)| !rows.contains_key(row)).collect();
-    for step in expired.chunks(STEP_ROWS) {
-        let transaction = database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for (row, _) in step {
-                table.remove(row.as_slice())?;
-            }
-        }
-        transaction.commit()?;
+    let removed = expired.iter().filter(|(row, _)| !rows.contains_key(row));
+    let removed: Vec<_> = removed.map(|(row, _)| (row, &None)).collect();
+    let mut rest = removed.as_slice();
+    while !rest.is_empty() {
+        let (step, later) = rest.split_at(step_length(rest, pace.step_rows()));
+        pace.step(|| put(database, step, None))?;
+        rest = later;
     }
     Ok(())
 }
 
+/// Writes rows in a transaction.
+fn put(
+    database: &redb::Database,
+    rows: &[(&Vec<u8>, &Option<Bytes>)],
+    counters: Option<Counters>,
+) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(TABLE)?;
+        for (row, value) in rows {
+            match value {
+                Some(value) => drop(table.insert(row.as_slice(), value.as_ref())?),
+                None => drop(table.remove(row.as_slice())?),
+            }
+        }
+        if let Some(counters) = counters {
+            table.insert(COUNTERS_ROW, counters.to_value().as_slice())?;
+        }
+    }
+    // Durable once this returns: redb's default durability is immediate.
+    Ok(transaction.commit()?)
+}
+
 /// How many of the rows are written in one transaction.
-fn step_length(rows: &[(&Vec<u8>, &Option<Bytes>)]) -> usize {
+fn step_length(rows: &[(&Vec<u8>, &Option<Bytes>)], most: usize) -> usize {
     let mut bytes = 0;
     let fits = |(_, value): &&(&Vec<u8>, &Option<Bytes>)| {
         let fits = bytes < STEP_BYTES;
         bytes += value.as_ref().map_or(0, |value| value.len());
         fits
     };
-    rows.iter().take(STEP_ROWS).take_while(fits).count()
+    rows.iter().take(most).take_while(fits).count()
 }
 
 /// The end of the mover, however it comes.

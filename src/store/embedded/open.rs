@@ -14,9 +14,10 @@ use std::path::Path;
 use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase, StorageBackend, TableError};
 
+use super::OpenError;
 use super::layout::{COUNTERS_ROW, Counters, FORMAT_ROW, TABLE};
 use super::log::{self, Half, Log};
-use super::{OpenError, mover};
+use super::mover::{self, Pace};
 use crate::store::encoding::{STORE_FORMAT, check_format};
 
 /// The data file in its directory.
@@ -102,7 +103,7 @@ pub(super) fn log(
 ) -> Result<(Log, Counters), OpenError> {
     let (log, found) = Log::open(halves, counters, directory)?;
     if found.counters != counters {
-        mover::write(database, found.counters, &[], &found.rows)
+        mover::write(database, found.counters, &[], &found.rows, &Pace::Alone)
             .map_err(|error| refused(directory, &directory.join(FILE), error))?;
     }
     Ok((log, found.counters))

@@ -83,7 +83,10 @@ impl Queue {
             return Err(StoreError::NotApplied(why.clone()));
         }
         state.jobs.push_back(job);
-        self.arrived.notify_one();
+        // The writer waits only where there is none, and each notice is a system call even if nobody waits.
+        if state.jobs.len() == 1 {
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -19,6 +20,7 @@ pub(super) type NamedRow = (Vec<u8>, Option<Bytes>);
 #[derive(Default)]
 pub(super) struct Recent {
     state: Mutex<State>,
+    /// A move ended, or is to be hurried.
     moved: Condvar,
     /// How often something has been moved.
     moves: AtomicU64,
@@ -28,6 +30,8 @@ pub(super) struct Recent {
 struct State {
     newest: RowMap,
     moving: Option<Arc<RowMap>>,
+    /// Somebody waits for the move under way, or soon will.
+    hurried: bool,
     remembered: Remembered,
     /// Nothing is moved any more.
     stuck: bool,
@@ -74,12 +78,14 @@ impl Recent {
         state.newest.extend(rows);
     }
 
-    /// Takes the newest to be moved to the tree, unless others still are.
-    pub(super) fn start_moving(&self) -> Option<Arc<RowMap>> {
+    /// Takes the newest to be moved to the tree, hurried or not. If others still are, those are hurried.
+    pub(super) fn start_moving(&self, hurried: bool) -> Option<Arc<RowMap>> {
         let mut state = self.lock();
         if state.moving.is_some() {
+            self.hurry(&mut state);
             return None;
         }
+        state.hurried = hurried;
         let rows = Arc::new(std::mem::take(&mut state.newest));
         state.moving = Some(Arc::clone(&rows));
         Some(rows)
@@ -108,8 +114,27 @@ impl Recent {
 
     /// Waits until nothing is being moved, or never will be.
     pub(super) fn wait_moved(&self) {
+        let mut state = self.lock();
+        self.hurry(&mut state);
         let moving = |state: &mut State| state.moving.is_some() && !state.stuck;
-        drop(self.moved.wait_while(self.lock(), moving).unwrap_or_else(PoisonError::into_inner));
+        drop(self.moved.wait_while(state, moving).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Somebody waits for the move under way, or soon will.
+    pub(super) fn is_hurried(&self) -> bool {
+        self.lock().hurried
+    }
+
+    /// A pause in the move under way, for so long unless it is hurried.
+    pub(super) fn pause(&self, duration: Duration) {
+        let unhurried = |state: &mut State| !state.hurried;
+        drop(self.moved.wait_timeout_while(self.lock(), duration, unhurried));
+    }
+
+    fn hurry(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.hurried, true) {
+            self.moved.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,11 +163,32 @@ mod tests {
         // Read before that was written, and told of while it is to be moved, is being moved, and has been.
         let moves = recent.moves();
         recent.remember(row, &old, moves);
-        recent.start_moving().unwrap();
+        recent.start_moving(false).unwrap();
         recent.remember(row, &old, moves);
         assert_eq!(recent.get(row), Some(Some(new)));
         recent.end_moving();
         recent.remember(row, &old, moves);
         assert_eq!(recent.get(row), None, "the tree has another one");
+    }
+
+    #[test]
+    fn a_pause_ends_once_somebody_waits_for_the_move() {
+        type Waiter = fn(&Recent);
+        let next: Waiter = |recent| assert!(recent.start_moving(false).is_none(), "one is under way");
+        for waiter in [next, Recent::wait_moved] {
+            let recent = Recent::default();
+            recent.start_moving(false).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // Ended by the other alone.
+                    recent.pause(Duration::MAX);
+                    recent.end_moving();
+                });
+                waiter(&recent);
+            });
+            assert!(recent.is_hurried());
+            recent.start_moving(false).unwrap();
+            assert!(!recent.is_hurried(), "each move has its own hurry");
+        }
     }
 }

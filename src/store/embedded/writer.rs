@@ -25,10 +25,11 @@ use crate::telemetry::span::Span;
 const COMMIT_BYTES_MAX: usize = 16 << 20;
 /// How often what the log holds is moved to the tree, and expired records are looked for.
 const MOVE_PERIOD: Duration = Duration::from_secs(1);
-/// It is moved before that if it is more than this, in bytes: much at once holds up the log's syncs.
-const MOVE_BYTES: u64 = 8 << 20;
+/// It is moved before that, and without pauses, if it is more than this, in bytes: so much comes in only where throughput
+/// is all that counts.
+const MOVE_BYTES: u64 = 16 << 20;
 /// Beyond this, writes wait until it is moved. It bounds memory, and the time that opening after a crash takes.
-const LOG_BYTES_MAX: u64 = 4 * MOVE_BYTES;
+const LOG_BYTES_MAX: u64 = 2 * MOVE_BYTES;
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -96,24 +97,25 @@ impl Writer {
                 self.write_batch()?;
             }
             let now = self.shared.data.times.clock().now();
-            if self.log.bytes() >= MOVE_BYTES || now.since(self.moved) >= MOVE_PERIOD {
+            let much = self.log.bytes() >= MOVE_BYTES;
+            if much || now.since(self.moved) >= MOVE_PERIOD {
                 if self.log.bytes() >= LOG_BYTES_MAX {
                     self.shared.data.recent.wait_moved();
                 }
                 self.moved = now;
-                self.start_moving(false);
+                self.start_moving(much, false);
             }
             if taken.closed && self.waiting.is_empty() {
                 self.shared.data.recent.wait_moved();
-                self.start_moving(true);
+                self.start_moving(true, true);
                 return Ok(());
             }
         }
     }
 
     /// Has what the log holds moved to the tree, unless that is being done.
-    fn start_moving(&mut self, last: bool) {
-        if let Some(rows) = self.shared.data.recent.start_moving() {
+    fn start_moving(&mut self, hurried: bool, last: bool) {
+        if let Some(rows) = self.shared.data.recent.start_moving(hurried) {
             self.log.change_half();
             // If the mover is gone, the store has failed.
             let _ = self.mover.send(Load { rows, counters: self.counters, last });
