@@ -18,6 +18,8 @@ pub enum Place<'a> {
     Etcd { endpoints: &'a str, prefix: &'a str },
     /// In a directory of its own.
     Embedded,
+    /// In a hash map: not a server of onced, but the one of [`bare`](crate::bare).
+    Nowhere,
 }
 
 /// A server on a free port, ended when dropped.
@@ -28,11 +30,16 @@ pub struct Server {
 
 impl Server {
     pub async fn start(options: &Options, place: Place<'_>) -> anyhow::Result<Self> {
-        let program = program(options)?;
+        let program = match place {
+            Place::Nowhere => std::env::current_exe()?,
+            Place::Etcd { .. } | Place::Embedded => program(options)?,
+        };
         let child = Child::start(&program, |dir| {
             let store = match place {
                 Place::Etcd { endpoints, prefix } => format!("etcd://{endpoints}/{prefix}"),
                 Place::Embedded => format!("file:{}", dir.join("data").display()),
+                // As many threads as a server of onced has on two cores.
+                Place::Nowhere => return ["bare", "--workers", "1"].map(str::to_owned).to_vec(),
             };
             let listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
             [&["serve", "--log", "warn", "--store", &store], &listen[..]]

@@ -89,6 +89,10 @@ pub enum Kind {
     StoreEtcd,
     /// The embedded store, in this process
     StoreEmbedded,
+    /// A server that has a hash map and nothing else, by unary calls
+    UnaryBare,
+    /// A server that has a hash map and nothing else, by calls on session streams
+    StreamBare,
     /// A server on etcd, by unary calls
     UnaryEtcd,
     /// A server on etcd, by calls on session streams
@@ -113,6 +117,8 @@ impl Kind {
             EtcdTxns,
             StoreEtcd,
             StoreEmbedded,
+            UnaryBare,
+            StreamBare,
             UnaryEtcd,
             StreamEtcd,
             UnaryEmbedded,
@@ -180,7 +186,7 @@ impl Kind {
             EtcdLeases | EtcdV3lock | EtcdPuts | EtcdTxns | StoreEtcd | UnaryEtcd | StreamEtcd => 1,
             EtcdLeases3 | UnaryEtcd3 | StreamEtcd3 => 3,
             RedisAlways | RedisEverysec | Postgres | Powertools | Restate => 0,
-            StoreEmbedded | UnaryEmbedded | StreamEmbedded => 0,
+            StoreEmbedded | UnaryBare | StreamBare | UnaryEmbedded | StreamEmbedded => 0,
         }
     }
 
@@ -196,7 +202,7 @@ impl Kind {
                 Ok(format!("{library}, {}", programs::redis::find_version()?))
             }
             Kind::Restate => programs::restate::find_version(),
-            Kind::StoreEmbedded => Ok(String::new()),
+            Kind::StoreEmbedded | Kind::UnaryBare | Kind::StreamBare => Ok(String::new()),
             Kind::UnaryEmbedded | Kind::StreamEmbedded => onced(),
             Kind::UnaryEtcd | Kind::StreamEtcd | Kind::UnaryEtcd3 | Kind::StreamEtcd3 => {
                 Ok(format!("{}, {}", onced()?, etcd()?))

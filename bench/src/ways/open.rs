@@ -73,6 +73,7 @@ impl Kind {
         let prefix = format!("bench-{:016x}", fastrand::u64(..));
         let endpoints = etcd.as_ref().map(|etcd| etcd.endpoints()).unwrap_or_default();
         let place = match self.etcd_members() {
+            0 if matches!(self, Kind::UnaryBare | Kind::StreamBare) => Place::Nowhere,
             0 => Place::Embedded,
             _ => Place::Etcd { endpoints, prefix: &prefix },
         };
@@ -85,11 +86,11 @@ impl Kind {
             Kind::EtcdV3lock => Arc::new(v3lock::V3Lock::connect(options, endpoints, &prefix).await?),
             Kind::StoreEtcd => Arc::new(StoreWay::etcd(endpoints, &prefix).await?),
             Kind::StoreEmbedded => Arc::new(StoreWay::embedded()?),
-            Kind::UnaryEtcd | Kind::UnaryEtcd3 | Kind::UnaryEmbedded => {
+            Kind::UnaryEtcd | Kind::UnaryEtcd3 | Kind::UnaryEmbedded | Kind::UnaryBare => {
                 let server = server.insert(Server::start(options, place).await?);
                 Arc::new(Calls::unary(server, options.channels).await?)
             }
-            Kind::StreamEtcd | Kind::StreamEtcd3 | Kind::StreamEmbedded => {
+            Kind::StreamEtcd | Kind::StreamEtcd3 | Kind::StreamEmbedded | Kind::StreamBare => {
                 let server = server.insert(Server::start(options, place).await?);
                 Arc::new(Calls::sessions(server, options.channels).await?)
             }
