@@ -27,8 +27,8 @@ const WRITES_MAX: usize = 100;
 const BYTES_MAX: usize = 1 << 20;
 /// A write of more bytes goes alone, beside the others: they would wait for it.
 const LARGE_BYTES: usize = 64 << 10;
-/// How many of those are on their way at once.
-const LARGE_IN_FLIGHT_MAX: usize = 4;
+/// How many bytes of those are on their way at once.
+const LARGE_BYTES_IN_FLIGHT_MAX: u32 = 4 << 20;
 /// An answer that brings more than this is large: the next transaction has fewer writes that could lose.
 const ANSWER_LARGE_BYTES: usize = 4 << 20;
 /// How many transactions are on their way at once: the second one leaves only when it is full.
@@ -41,6 +41,7 @@ type Outcome = Result<Written, CallError>;
 pub(super) struct Commits {
     queue: Queue<Transactions>,
     transactions: Transactions,
+    /// A place for each byte of a large write.
     large: Semaphore,
 }
 
@@ -114,7 +115,7 @@ impl Commits {
         Self {
             queue: Queue::new(transactions.clone(), IN_FLIGHT_MAX, WRITES_MAX),
             transactions,
-            large: Semaphore::new(LARGE_IN_FLIGHT_MAX),
+            large: Semaphore::new(LARGE_BYTES_IN_FLIGHT_MAX as usize),
         }
     }
 
@@ -132,8 +133,9 @@ impl Commits {
     }
 
     async fn write_large(&self, write: Write, called: Moment) -> Outcome {
+        let bytes = u32::try_from(write.size()).unwrap_or(u32::MAX).min(LARGE_BYTES_IN_FLIGHT_MAX);
         // It is never closed.
-        let _place = self.large.acquire().await;
+        let _places = self.large.acquire_many(bytes).await;
         self.transactions.check_age(called)?;
         self.transactions.alone(&write).await
     }
