@@ -61,7 +61,7 @@ impl Mover {
     fn take(&mut self, load: &Load) -> Result<(), redb::Error> {
         let (data, meters) = (&self.shared.data, &self.shared.meters);
         meters.count_files();
-        let expired = self.sweep.next(data)?;
+        let expired = self.sweep.next(data, &load.rows)?;
         let running_ms = data.times.running_ms();
         let period_ms = if load.last { 1 } else { RUNNING_TIME_PERIOD_MS };
         let on_time = running_ms < self.counters.running_ms.saturating_add(period_ms);

@@ -39,7 +39,7 @@ impl Hand {
     }
 }
 
-fn claim() -> Record {
+pub(super) fn claim() -> Record {
     Record {
         fencing_token: FencingToken::THIS_WRITE,
         attempt: 1,
