@@ -1,7 +1,6 @@
 //! Measures onced: pairs per second, the latency of a lone caller, duplicates, lapses, overload; and beside it what one
 //! would write by hand against etcd. Prints figures and judges none, but for answers: a wrong one ends it.
 
-mod bare;
 mod child;
 mod cost;
 mod duplicates;
@@ -56,9 +55,6 @@ enum Command {
     Lapses(lapses::Args),
     /// More calls than a server can serve: what is granted, what is refused, and how soon
     Overload(overload::Args),
-    /// Serves the calls of a pair from a hash map
-    #[command(hide = true)]
-    Bare,
 }
 
 fn main() -> ExitCode {
@@ -90,7 +86,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Duplicates(args) => duplicates::run(options, args).await,
             Command::Lapses(args) => lapses::run(options, args).await,
             Command::Overload(args) => overload::run(options, args).await,
-            Command::Bare => bare::serve().await,
         }
     };
     tokio::select! {

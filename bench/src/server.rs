@@ -18,12 +18,13 @@ pub enum Place<'a> {
     Etcd { endpoints: &'a str, prefix: &'a str },
     /// In a directory of its own.
     Embedded,
-    /// In a hash map: not a server of onced, but the one of [`bare`](crate::bare).
+    /// In a hash map: not a server of onced, but `onced-bench-bare`.
     Nowhere,
 }
 
 /// A server on a free port, ended when dropped.
 pub struct Server {
+    name: &'static str,
     child: Child,
     address: String,
 }
@@ -31,15 +32,14 @@ pub struct Server {
 impl Server {
     pub async fn start(options: &Options, place: Place<'_>) -> anyhow::Result<Self> {
         let program = match place {
-            Place::Nowhere => std::env::current_exe()?,
+            Place::Nowhere => built("onced-bench-bare")?,
             Place::Etcd { .. } | Place::Embedded => program(options)?,
         };
         let child = Child::start(&program, |dir| {
             let store = match place {
                 Place::Etcd { endpoints, prefix } => format!("etcd://{endpoints}/{prefix}"),
                 Place::Embedded => format!("file:{}", dir.join("data").display()),
-                // As many threads as a server of onced has on two cores.
-                Place::Nowhere => return ["bare", "--workers", "1"].map(str::to_owned).to_vec(),
+                Place::Nowhere => return Vec::new(),
             };
             let listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
             [&["serve", "--log", "warn", "--store", &store], &listen[..]]
@@ -54,12 +54,18 @@ impl Server {
             if let Some((first, _)) = output.split_once('\n') {
                 let address =
                     first.strip_prefix("listening on ").context("the server did not say where it listens")?;
-                return Ok(Self { address: address.to_owned(), child });
+                let name = if matches!(place, Place::Nowhere) { "bare" } else { "onced" };
+                return Ok(Self { name, address: address.to_owned(), child });
             }
             anyhow::ensure!(child.is_running(), "{} ended:\n{}", program.display(), child.log());
             tokio::time::sleep(STEP).await;
         }
         anyhow::bail!("{} does not listen:\n{}", program.display(), child.log())
+    }
+
+    /// What it is called among the processes of a way.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Where it listens, as host:port.
@@ -79,18 +85,21 @@ impl Server {
 
 /// The server program.
 pub fn program(options: &Options) -> anyhow::Result<PathBuf> {
-    let program = match &options.onced {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("onced"),
-    };
+    let Some(program) = &options.onced else { return built("onced") };
+    anyhow::ensure!(program.is_file(), "there is no server program at {}", program.display());
+    Ok(program.clone())
+}
+
+/// A program that is built beside this one.
+fn built(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
     anyhow::ensure!(
         program.is_file(),
-        "there is no server program at {}: build it with `cargo build --release`, or name one with --onced",
+        "there is no server program at {}: build it with `cargo build --release --workspace --bins`, or name one of onced \
+         with --onced",
         program.display()
     );
-    if options.onced.is_none() {
-        check_is_fresh(&program)?;
-    }
+    check_is_fresh(&program)?;
     Ok(program)
 }
 

@@ -29,7 +29,7 @@ impl Open {
     /// All processes that have a part in it, this one first.
     pub fn processes(&self) -> Vec<Process> {
         let load = Process { name: "load", pid: std::process::id() };
-        let server = self.server.iter().map(|server| Process { name: "onced", pid: server.pid() });
+        let server = self.server.iter().map(|server| Process { name: server.name(), pid: server.pid() });
         let programs = self.programs.iter().map(|(name, child)| Process { name, pid: child.pid() });
         let etcd = self.etcd.iter().flat_map(|etcd| etcd.pids()).map(|pid| Process { name: "etcd", pid });
         [load].into_iter().chain(server).chain(programs).chain(etcd).collect()

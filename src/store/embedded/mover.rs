@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::Shared;
 use super::layout::{COUNTERS_ROW, Counters, TABLE};
 use super::recent::RowMap;
-use super::sweep::Sweep;
+use super::sweep::{Quota, Seen, Sweep};
+use crate::store::Revision;
 
 /// How often the running time is written down when nothing else is, in milliseconds.
 const RUNNING_TIME_PERIOD_MS: u64 = 10_000;
@@ -49,35 +50,52 @@ impl Mover {
     pub(super) fn run(mut self, loads: &Receiver<Load>) {
         let _end = End(Arc::clone(&self.shared));
         for load in loads {
-            if let Err(error) = self.take(&load) {
+            if let Err(error) = self.take(load) {
                 self.shared.fail_writing(&error);
                 return;
             }
-            drop(load);
-            self.shared.data.recent.end_moving();
         }
     }
 
-    fn take(&mut self, load: &Load) -> Result<(), redb::Error> {
+    fn take(&mut self, load: Load) -> Result<(), redb::Error> {
         let (data, meters) = (&self.shared.data, &self.shared.meters);
         meters.count_files();
-        let expired = self.sweep.next(data, &load.rows)?;
         let running_ms = data.times.running_ms();
         let period_ms = if load.last { 1 } else { RUNNING_TIME_PERIOD_MS };
         let on_time = running_ms < self.counters.running_ms.saturating_add(period_ms);
-        if expired.is_empty() && load.rows.is_empty() && on_time {
-            return Ok(());
+        if !load.rows.is_empty() || !on_time {
+            let counters = Counters { running_ms, ..load.counters };
+            let began = data.times.clock().now();
+            write(&data.database, counters, &load.rows, &Pace::BesideCallers(&self.shared))?;
+            meters.moving.record(data.times.clock().now().since(began));
+            meters.moved.increment(load.rows.len() as u64);
+            self.counters = counters;
         }
-        let counters = Counters { running_ms, ..load.counters };
-        let began = data.times.clock().now();
-        // What was written lately replaces what expired.
-        write(&data.database, counters, &expired, &load.rows, &Pace::BesideCallers(&self.shared))?;
-        meters.moving.record(data.times.clock().now().since(began));
-        meters.moved.increment(load.rows.len() as u64);
-        meters.swept.increment(expired.len() as u64);
-        self.counters = counters;
-        expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
-        Ok(())
+        let (last, quota) = (load.last, Quota::beside(&load.rows));
+        drop(load);
+        // Before the sweep, which only makes room: nobody is to wait for that.
+        self.shared.data.recent.end_moving();
+        if last { Ok(()) } else { self.sweep(quota) }
+    }
+
+    /// Looks at the next records, and removes those that expired by the time that is written down: if they had expired
+    /// by a later one, a crash would turn it back, and they would be gone too soon.
+    fn sweep(&mut self, mut quota: Quota) -> Result<(), redb::Error> {
+        let data = &self.shared.data;
+        let pace = Pace::BesideCallers(&self.shared);
+        loop {
+            let mut seen = Seen::default();
+            pace.step(|| {
+                seen = self.sweep.next(data, self.counters.running_ms)?;
+                Ok(())
+            })?;
+            remove(&data.database, &seen.expired, &pace)?;
+            self.shared.meters.swept.increment(seen.expired.len() as u64);
+            seen.expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
+            if quota.is_used_up_by(&seen) || seen.is_round {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -108,13 +126,12 @@ impl Pace<'_> {
     }
 }
 
-/// Writes rows and counters to the tree, in steps, and then removes what expired. What is cut off between two of them is
-/// whole: the log still has every row, and says the same of it as the tree or something newer, until the counters, which
-/// come with the last rows and say from where on the log counts, are there.
+/// Writes rows and counters to the tree, in steps. What is cut off between two of them is whole: the log still has every
+/// row, and says the same of it as the tree or something newer, until the counters, which come with the last rows and say
+/// from where on the log counts, are there.
 pub(super) fn write(
     database: &redb::Database,
     counters: Counters,
-    expired: &[(Vec<u8>, crate::store::Revision)],
     rows: &RowMap,
     pace: &Pace<'_>,
 ) -> Result<(), redb::Error> {
@@ -125,19 +142,24 @@ pub(super) fn write(
     loop {
         let (step, later) = rest.split_at(step_length(rest, pace.step_rows()));
         if later.is_empty() {
-            put(database, step, Some(counters))?;
-            break;
+            return put(database, step, Some(counters));
         }
         pace.step(|| put(database, step, None))?;
         rest = later;
     }
-    // Once the counters tell the time by which they expired. What was written lately replaces what expired.
-    let removed = expired.iter().filter(|(row, _)| !rows.contains_key(row));
-    let removed: Vec<_> = removed.map(|(row, _)| (row, &None)).collect();
-    let mut rest = removed.as_slice();
+}
+
+/// Removes rows from the tree, in steps. Whoever writes one anew meanwhile does so in the log, which is moved later.
+pub(super) fn remove(
+    database: &redb::Database,
+    rows: &[(Vec<u8>, Revision)],
+    pace: &Pace<'_>,
+) -> Result<(), redb::Error> {
+    let mut rest = rows;
     while !rest.is_empty() {
-        let (step, later) = rest.split_at(step_length(rest, pace.step_rows()));
-        pace.step(|| put(database, step, None))?;
+        let (step, later) = rest.split_at(rest.len().min(pace.step_rows()));
+        let removed: Vec<_> = step.iter().map(|(row, _)| (row, &None)).collect();
+        pace.step(|| put(database, &removed, None))?;
         rest = later;
     }
     Ok(())

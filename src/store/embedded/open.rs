@@ -103,7 +103,7 @@ pub(super) fn log(
 ) -> Result<(Log, Counters), OpenError> {
     let (log, found) = Log::open(halves, counters, directory)?;
     if found.counters != counters {
-        mover::write(database, found.counters, &[], &found.rows, &Pace::Alone)
+        mover::write(database, found.counters, &found.rows, &Pace::Alone)
             .map_err(|error| refused(directory, &directory.join(FILE), error))?;
     }
     Ok((log, found.counters))

@@ -78,11 +78,13 @@ impl Recent {
         state.newest.extend(rows);
     }
 
-    /// Takes the newest to be moved to the tree, hurried or not. If others still are, those are hurried.
+    /// Takes the newest to be moved to the tree, unless others still are. Those are hurried then, if it is to be.
     pub(super) fn start_moving(&self, hurried: bool) -> Option<Arc<RowMap>> {
         let mut state = self.lock();
+        if hurried {
+            self.hurry_now(&mut state);
+        }
         if state.moving.is_some() {
-            self.hurry(&mut state);
             return None;
         }
         state.hurried = hurried;
@@ -115,12 +117,17 @@ impl Recent {
     /// Waits until nothing is being moved, or never will be.
     pub(super) fn wait_moved(&self) {
         let mut state = self.lock();
-        self.hurry(&mut state);
+        self.hurry_now(&mut state);
         let moving = |state: &mut State| state.moving.is_some() && !state.stuck;
         drop(self.moved.wait_while(state, moving).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Somebody waits for the move under way, or soon will.
+    /// Has the move under way make no pauses.
+    pub(super) fn hurry(&self) {
+        self.hurry_now(&mut self.lock());
+    }
+
+    /// Whether somebody waits for the move under way, or soon will.
     pub(super) fn is_hurried(&self) -> bool {
         self.lock().hurried
     }
@@ -131,7 +138,7 @@ impl Recent {
         drop(self.moved.wait_timeout_while(self.lock(), duration, unhurried));
     }
 
-    fn hurry(&self, state: &mut State) {
+    fn hurry_now(&self, state: &mut State) {
         if !std::mem::replace(&mut state.hurried, true) {
             self.moved.notify_all();
         }
@@ -174,8 +181,8 @@ mod tests {
     #[test]
     fn a_pause_ends_once_somebody_waits_for_the_move() {
         type Waiter = fn(&Recent);
-        let next: Waiter = |recent| assert!(recent.start_moving(false).is_none(), "one is under way");
-        for waiter in [next, Recent::wait_moved] {
+        let next: Waiter = |recent| assert!(recent.start_moving(true).is_none(), "one is under way");
+        for waiter in [next, Recent::wait_moved, Recent::hurry] {
             let recent = Recent::default();
             recent.start_moving(false).unwrap();
             std::thread::scope(|scope| {

@@ -8,12 +8,13 @@ use super::recent::RowMap;
 use crate::store::Revision;
 use crate::store::encoding;
 
-/// How many rows one step looks at where little is written.
-const STEP_ROWS: usize = 4_096;
-/// How much it reads then, in bytes: outcomes may be large.
-const STEP_BYTES: usize = 8 << 20;
-/// Else it looks at so many times what is written. So it has come round before what is stored has grown by half, and what
-/// expired cannot pile up, however fast records come.
+/// The most rows that one step looks at, and how much it reads, in bytes: outcomes may be large.
+const STEP_ROWS: usize = 1_024;
+const STEP_BYTES: usize = 2 << 20;
+/// At least so many steps are made each time.
+const STEPS_MIN: usize = 4;
+/// Beyond them it looks at so many times what is written. So it has come round before what is stored has grown by half,
+/// and what expired cannot pile up, however fast records come.
 const TIMES_WRITTEN: usize = 2;
 
 /// Goes round all records, a step at a time.
@@ -23,41 +24,68 @@ pub(super) struct Sweep {
     last: Option<Vec<u8>>,
 }
 
+/// What a step saw.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The expired, with the revision each was written at.
+    pub expired: Vec<(Vec<u8>, Revision)>,
+    /// It came to the last record.
+    pub is_round: bool,
+    rows: usize,
+    bytes: usize,
+}
+
+/// How much is still to be looked at.
+pub(super) struct Quota {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Quota {
+    /// That which goes with what is written.
+    pub(super) fn beside(written: &RowMap) -> Self {
+        let bytes: usize = written.values().flatten().map(Bytes::len).sum();
+        Self {
+            rows: (TIMES_WRITTEN * written.len()).max(STEPS_MIN * STEP_ROWS),
+            bytes: (TIMES_WRITTEN * bytes).max(STEPS_MIN * STEP_BYTES),
+        }
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_used_up_by(&mut self, seen: &Seen) -> bool {
+        self.rows = self.rows.saturating_sub(seen.rows);
+        self.bytes = self.bytes.saturating_sub(seen.bytes);
+        self.rows == 0 || self.bytes == 0
+    }
+}
+
 impl Sweep {
-    /// The expired among the next rows, with the revision each was written at. How many it looks at goes by what is
-    /// being written.
-    pub(super) fn next(
-        &mut self,
-        data: &Data,
-        written: &RowMap,
-    ) -> Result<Vec<(Vec<u8>, Revision)>, redb::Error> {
-        let rows_max = STEP_ROWS.max(TIMES_WRITTEN * written.len());
-        let written_bytes: usize = written.values().flatten().map(Bytes::len).sum();
-        let bytes_max = STEP_BYTES.max(TIMES_WRITTEN * written_bytes);
+    /// Looks at the next rows. Expired is what was to be kept until this running time.
+    pub(super) fn next(&mut self, data: &Data, running_ms: u64) -> Result<Seen, redb::Error> {
         let table = data.table()?;
         let range = layout::all_rows(self.last.as_deref());
         let range = (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice));
-        let mut expired = Vec::new();
-        let (mut bytes, mut rows) = (0, 0);
+        let mut seen = Seen { is_round: true, ..Seen::default() };
         let mut last = None;
         for entry in table.range::<&[u8]>(range)? {
             let (row, value) = entry?;
-            bytes += value.value().len();
-            rows += 1;
+            seen.bytes += row.value().len() + value.value().len();
+            seen.rows += 1;
             // What cannot be read is kept: for a newer onced, or for whoever looks into it.
             if let Ok(found) = Row::parse(value.value())
                 && encoding::decode_keep_until_ms(found.stored)
-                    .is_ok_and(|until| data.times.is_expired(until))
+                    .is_ok_and(|until| until != 0 && until <= running_ms)
             {
-                expired.push((row.value().to_vec(), found.revision));
+                seen.expired.push((row.value().to_vec(), found.revision));
             }
-            if rows >= rows_max || bytes >= bytes_max {
+            if seen.rows >= STEP_ROWS || seen.bytes >= STEP_BYTES {
                 last = Some(row.value().to_vec());
+                seen.is_round = false;
                 break;
             }
         }
         self.last = last;
-        Ok(expired)
+        Ok(seen)
     }
 }
 
@@ -77,24 +105,30 @@ mod tests {
 
     #[test]
     fn what_expired_does_not_pile_up_however_fast_records_come() {
-        const WRITTEN: usize = 2 * STEP_ROWS;
-        let clock = Clock::from_fn(|| Moment::from_start(std::time::Duration::ZERO));
+        const WRITTEN: usize = 2 * STEPS_MIN * STEP_ROWS;
         let database = open::on_backend(InMemoryBackend::new()).unwrap();
-        // All that is written has expired at once.
-        let times = Times::new(clock, Counters { running_ms: 1, ..Counters::NEW });
+        let clock = Clock::from_fn(|| Moment::from_start(std::time::Duration::ZERO));
+        let times = Times::new(clock, Counters::NEW);
         let data = Data { database, recent: Recent::default(), times };
         let stored =
             encoding::encode(&tests::claim(), &Placement { keep_until_ms: 1, ..Placement::default() });
         let value = Bytes::from(Row { revision: Revision(1), stored: &stored }.to_value());
         let mut sweep = Sweep::default();
-        let mut expired = Vec::new();
         for round in 0..8 {
             let name = |n| [&[1], format!("tests\0{n:06} of round {round}").as_bytes()].concat();
             let written: RowMap = (0..WRITTEN).map(|n| (name(n), Some(value.clone()))).collect();
-            mover::write(&data.database, Counters::NEW, &expired, &written, &Pace::Alone).unwrap();
-            expired = sweep.next(&data, &written).unwrap();
+            mover::write(&data.database, Counters::NEW, &written, &Pace::Alone).unwrap();
             let rows = data.table().unwrap().len().unwrap();
             assert!(rows < 4 * WRITTEN as u64, "{rows} rows after {} times {WRITTEN}", round + 1);
+            let mut quota = Quota::beside(&written);
+            loop {
+                // All that is written has expired at once.
+                let seen = sweep.next(&data, 1).unwrap();
+                mover::remove(&data.database, &seen.expired, &Pace::Alone).unwrap();
+                if quota.is_used_up_by(&seen) || seen.is_round {
+                    break;
+                }
+            }
         }
     }
 }

@@ -437,7 +437,7 @@ fn no_page_that_is_being_read_is_given_to_the_mover() {
     let row = record_row(&key("k"));
     let write = |value: &[u8]| {
         let rows = [(row.clone(), Some(Bytes::copy_from_slice(value)))].into();
-        mover::write(&data.database, Counters::NEW, &[], &rows, &mover::Pace::Alone).unwrap();
+        mover::write(&data.database, Counters::NEW, &rows, &mover::Pace::Alone).unwrap();
     };
     write(b"old");
     let read = data.with_row(&row, |value| {

@@ -102,20 +102,20 @@ impl Writer {
                 if self.log.bytes() >= LOG_BYTES_MAX {
                     self.shared.data.recent.wait_moved();
                 }
-                self.moved = now;
-                self.start_moving(much, false);
+                self.start_moving(now, much, false);
             }
             if taken.closed && self.waiting.is_empty() {
                 self.shared.data.recent.wait_moved();
-                self.start_moving(true, true);
+                self.start_moving(now, true, true);
                 return Ok(());
             }
         }
     }
 
     /// Has what the log holds moved to the tree, unless that is being done.
-    fn start_moving(&mut self, hurried: bool, last: bool) {
+    fn start_moving(&mut self, now: Moment, hurried: bool, last: bool) {
         if let Some(rows) = self.shared.data.recent.start_moving(hurried) {
+            self.moved = now;
             self.log.change_half();
             // If the mover is gone, the store has failed.
             let _ = self.mover.send(Load { rows, counters: self.counters, last });
@@ -301,6 +301,8 @@ impl Drop for End {
         if std::thread::panicking() {
             self.0.fail("the writer of the store panicked: this is a bug of onced; see its log");
         }
+        // Nobody is left to be spared, and whoever closes the store waits for the mover.
+        self.0.data.recent.hurry();
         let reason = StoreError::NotApplied(self.0.queue.why_closed());
         for job in self.0.queue.take(Duration::ZERO).jobs {
             job.answer(Err(reason.clone()));

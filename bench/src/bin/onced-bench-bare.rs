@@ -1,8 +1,8 @@
-//! A server of the same calls with nothing behind them but a hash map: the least that a gRPC service of this kind can do.
-//! It checks nothing, ends nothing and writes nothing down. What onced's calls cost beyond its calls is onced's own.
+//! A server of onced's calls with nothing behind them but a hash map, on the same HTTP/2, allocator and number of threads:
+//! what gRPC takes of a pair there. It checks nothing, ends nothing and writes nothing down.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use onced::generated::onced_v1::idempotency_service_server::{IdempotencyService, IdempotencyServiceServer};
@@ -17,6 +17,12 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What a stream, and a connection, may send before it is read: as onced has it.
+const WINDOWS_BYTES: (u32, u32) = (2 << 20, 8 << 20);
+
 type Answers<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Clone, Default)]
@@ -24,13 +30,24 @@ struct Bare {
     outcomes: Arc<Mutex<HashMap<String, Option<Outcome>>>>,
 }
 
+fn main() -> anyhow::Result<()> {
+    // As many threads as a server of onced has by itself.
+    let threads = std::thread::available_parallelism()?.get().div_ceil(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(serve())
+}
+
 /// Serves on a free port of loopback, which it prints as a server of onced does; never ends.
-pub async fn serve() -> anyhow::Result<()> {
+async fn serve() -> anyhow::Result<()> {
     let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into())?.with_nodelay(Some(true));
     println!("listening on {}", incoming.local_addr()?);
     println!("with a hash map and nothing else");
     let service = IdempotencyServiceServer::new(Bare::default());
-    let server = tonic::transport::Server::builder().add_service(service);
+    let (stream, connection) = WINDOWS_BYTES;
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(stream)
+        .initial_connection_window_size(connection)
+        .add_service(service);
     server.serve_with_incoming(incoming).await.context("cannot serve")
 }
 
@@ -60,7 +77,7 @@ impl Bare {
         })
     }
 
-    fn outcomes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Outcome>>> {
+    fn outcomes(&self) -> MutexGuard<'_, HashMap<String, Option<Outcome>>> {
         self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
