@@ -40,6 +40,8 @@ pub struct Args {
 
 pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let ways = if args.ways.is_empty() { Kind::own() } else { args.ways.clone() };
+    // Before anything is measured: what is missing ends it.
+    ways.iter().try_for_each(|way| way.version(options).map(drop))?;
     let mut results = Vec::new();
     for &callers in &args.callers {
         let plan = Plan {

@@ -8,6 +8,8 @@ use anyhow::Context as _;
 use crate::child::Child;
 use crate::options::Options;
 
+/// What builds all that is measured. One of onced may be named with --onced, too.
+const BUILD: &str = "cargo build --release -p onced -p onced-bench --bins";
 /// How long a server may take to listen, in steps of [`STEP`].
 const READY_STEPS: u32 = 400;
 const STEP: Duration = Duration::from_millis(25);
@@ -22,6 +24,9 @@ pub enum Place<'a> {
     Nowhere,
 }
 
+/// The program of a server that has a hash map.
+pub const BARE: &str = "onced-bench-bare";
+
 /// A server on a free port, ended when dropped.
 pub struct Server {
     name: &'static str,
@@ -32,7 +37,7 @@ pub struct Server {
 impl Server {
     pub async fn start(options: &Options, place: Place<'_>) -> anyhow::Result<Self> {
         let program = match place {
-            Place::Nowhere => built("onced-bench-bare")?,
+            Place::Nowhere => built(BARE)?,
             Place::Etcd { .. } | Place::Embedded => program(options)?,
         };
         let child = Child::start(&program, |dir| {
@@ -91,12 +96,11 @@ pub fn program(options: &Options) -> anyhow::Result<PathBuf> {
 }
 
 /// A program that is built beside this one.
-fn built(name: &str) -> anyhow::Result<PathBuf> {
+pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name(name);
     anyhow::ensure!(
         program.is_file(),
-        "there is no server program at {}: build it with `cargo build --release --workspace --bins`, or name one of onced \
-         with --onced",
+        "there is no server program at {}: build it with `{BUILD}`",
         program.display()
     );
     check_is_fresh(&program)?;
@@ -113,7 +117,7 @@ fn check_is_fresh(program: &Path) -> anyhow::Result<()> {
         // One that is gone, or has a space in its name, tells nothing.
         anyhow::ensure!(
             changed.is_err() || changed.is_ok_and(|changed| changed <= built),
-            "{} is older than {source}: build it with `cargo build --release`, or name one with --onced",
+            "{} is older than {source}: build it with `{BUILD}`",
             program.display()
         );
     }

@@ -202,7 +202,8 @@ impl Kind {
                 Ok(format!("{library}, {}", programs::redis::find_version()?))
             }
             Kind::Restate => programs::restate::find_version(),
-            Kind::StoreEmbedded | Kind::UnaryBare | Kind::StreamBare => Ok(String::new()),
+            Kind::StoreEmbedded => Ok(String::new()),
+            Kind::UnaryBare | Kind::StreamBare => server::built(server::BARE).map(|_| String::new()),
             Kind::UnaryEmbedded | Kind::StreamEmbedded => onced(),
             Kind::UnaryEtcd | Kind::StreamEtcd | Kind::UnaryEtcd3 | Kind::StreamEtcd3 => {
                 Ok(format!("{}, {}", onced()?, etcd()?))

@@ -73,7 +73,7 @@ impl Mover {
         }
         let (last, quota) = (load.last, Quota::beside(&load.rows));
         drop(load);
-        // Before the sweep, which only makes room: nobody is to wait for that.
+        // Before the sweep, which only makes room: nobody waits for that unless the log is full again.
         self.shared.data.recent.end_moving();
         if last { Ok(()) } else { self.sweep(quota) }
     }
@@ -92,7 +92,8 @@ impl Mover {
             remove(&data.database, &seen.expired, &pace)?;
             self.shared.meters.swept.increment(seen.expired.len() as u64);
             seen.expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
-            if quota.is_used_up_by(&seen) || seen.is_round {
+            // Whoever closes the store does not wait for more room in it.
+            if quota.is_used_up_by(&seen) || seen.is_round || self.shared.queue.is_closed() {
                 return Ok(());
             }
         }

@@ -106,6 +106,11 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Whether no job is taken any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
     /// Why no job is taken any more.
     pub(super) fn why_closed(&self) -> String {
         self.lock().closed.clone().unwrap_or_default()

@@ -87,7 +87,10 @@ impl Data {
         }
         let tree = self.tree().map_err(unreadable)?;
         // Owned, it keeps its snapshot, so that the mover is not given the page it lies in.
-        let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else { return Ok(None) };
+        let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else {
+            // What expired may have been written anew since the first look, and swept from the tree before this one.
+            return self.recent.get(row).flatten().map(|value| read(&value)).transpose();
+        };
         let found = read(value.value())?;
         self.recent.remember(row, value.value(), tree.moves);
         Ok(Some(found))
