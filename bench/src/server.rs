@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use crate::child::Child;
 use crate::options::Options;
 
-/// What builds all that is measured. One of onced may be named with --onced, too.
+/// What builds all that is measured.
 const BUILD: &str = "cargo build --release -p onced -p onced-bench --bins";
 /// How long a server may take to listen, in steps of [`STEP`].
 const READY_STEPS: u32 = 400;
@@ -90,7 +90,9 @@ impl Server {
 
 /// The server program.
 pub fn program(options: &Options) -> anyhow::Result<PathBuf> {
-    let Some(program) = &options.onced else { return built("onced") };
+    let Some(program) = &options.onced else {
+        return built("onced").context("a server program may be named with --onced");
+    };
     anyhow::ensure!(program.is_file(), "there is no server program at {}", program.display());
     Ok(program.clone())
 }

@@ -9,17 +9,17 @@ use bytes::Bytes;
 use super::Shared;
 use super::layout::{COUNTERS_ROW, Counters, TABLE};
 use super::recent::RowMap;
-use super::sweep::{Quota, Seen, Sweep};
+use super::sweep::{Quota, Sweep};
 use crate::store::Revision;
 
 /// How often the running time is written down when nothing else is, in milliseconds.
 const RUNNING_TIME_PERIOD_MS: u64 = 10_000;
 /// The most that one transaction writes, in rows and in bytes of stored records. Each row may be on a page of its own, and
 /// the more is synced at once, the longer the next sync of the log waits.
-const STEP_ROWS: usize = 128;
+pub(super) const STEP_ROWS: usize = 128;
 const STEP_BYTES: usize = 1 << 20;
 /// The rows of one where the move has to end soon: fewer transactions take less of the disk and the CPU altogether.
-pub(super) const HURRIED_STEP_ROWS: usize = 512;
+const HURRIED_STEP_ROWS: usize = 512;
 /// After each transaction comes a pause so many times as long as that took, for the callers: else they would
 /// wait once a second for whatever is moved then.
 const PAUSE_RATIO: u32 = 3;
@@ -57,7 +57,7 @@ impl Mover {
         }
     }
 
-    fn take(&mut self, load: Load) -> Result<(), redb::Error> {
+    pub(super) fn take(&mut self, load: Load) -> Result<(), redb::Error> {
         let (data, meters) = (&self.shared.data, &self.shared.meters);
         meters.count_files();
         let running_ms = data.times.running_ms();
@@ -84,11 +84,7 @@ impl Mover {
         let data = &self.shared.data;
         let pace = Pace::BesideCallers(&self.shared);
         loop {
-            let mut seen = Seen::default();
-            pace.step(|| {
-                seen = self.sweep.next(data, self.counters.running_ms)?;
-                Ok(())
-            })?;
+            let seen = pace.step(|| self.sweep.next(data, self.counters.running_ms))?;
             remove(&data.database, &seen.expired, &pace)?;
             self.shared.meters.swept.increment(seen.expired.len() as u64);
             seen.expired.iter().for_each(|(_, revision)| data.times.disarm(*revision));
@@ -117,13 +113,13 @@ impl Pace<'_> {
     }
 
     /// Runs a step, and pauses after it.
-    fn step(&self, step: impl FnOnce() -> Result<(), redb::Error>) -> Result<(), redb::Error> {
+    fn step<T>(&self, step: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
         let Pace::BesideCallers(shared) = self else { return step() };
         let clock = shared.data.times.clock();
         let began = clock.now();
-        step()?;
+        let done = step()?;
         shared.data.recent.pause((clock.now().since(began) * PAUSE_RATIO).min(PAUSE_MAX));
-        Ok(())
+        Ok(done)
     }
 }
 
@@ -151,7 +147,7 @@ pub(super) fn write(
 }
 
 /// Removes rows from the tree, in steps. Whoever writes one anew meanwhile does so in the log, which is moved later.
-pub(super) fn remove(
+fn remove(
     database: &redb::Database,
     rows: &[(Vec<u8>, Revision)],
     pace: &Pace<'_>,

@@ -1,18 +1,21 @@
-//! A move to the tree that is cut off between two of its steps.
+//! Moves to the tree that are cut off between two of their steps, and what the sweep after them removes.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use redb::backends::InMemoryBackend;
-use redb::{Database, ReadableDatabase as _, StorageBackend};
+use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, StorageBackend};
 
-use super::layout::{COUNTERS_ROW, Counters, TABLE};
-use super::mover::{HURRIED_STEP_ROWS, Pace, remove, write};
-use super::open;
+use super::layout::{COUNTERS_ROW, Counters, Row, TABLE};
+use super::mover::{Load, Mover, Pace, STEP_ROWS, write};
 use super::recent::RowMap;
+use super::*;
+use crate::clock::Moment;
 use crate::store::Revision;
+use crate::store::encoding::{self, Placement};
 
 /// A file that can be synced so many times more, and fails from then on.
 #[derive(Clone, Debug)]
@@ -51,8 +54,36 @@ impl StorageBackend for Syncs {
     }
 }
 
+/// What the threads of a store share, at this running time, which does not pass.
+fn shared(database: Database, running_ms: u64) -> Arc<Shared> {
+    let times = Times::new(
+        Clock::from_fn(|| Moment::from_start(Duration::ZERO)),
+        Counters { running_ms, ..Counters::NEW },
+    );
+    Arc::new(Shared {
+        data: Data { database, recent: Recent::default(), times },
+        queue: Queue::new(),
+        hub: Hub::default(),
+        alarms: Alarms::default(),
+        failure: watch::Sender::new(None),
+        meters: Meters::new(None),
+    })
+}
+
+fn load(rows: RowMap, counters: Counters) -> Load {
+    Load { rows: Arc::new(rows), counters, last: false }
+}
+
+/// The name of a record's row.
 fn row(number: usize) -> Vec<u8> {
-    format!("row {number:06}").into_bytes()
+    [&[1], format!("tests\0{number:06}").as_bytes()].concat()
+}
+
+/// What stands in the row of a record that is kept until then.
+fn kept_until(running_ms: u64) -> Option<Bytes> {
+    let placement = Placement { keep_until_ms: running_ms, ..Placement::default() };
+    let stored = encoding::encode(&tests::claim(), &placement);
+    Some(Row { revision: Revision(1), stored: &stored }.to_value().into())
 }
 
 fn get(database: &Database, row: &[u8]) -> Option<Vec<u8>> {
@@ -62,43 +93,69 @@ fn get(database: &Database, row: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn what_was_moved_of_a_move_that_is_cut_off_is_right_and_its_counters_come_last() {
-    let rows: RowMap =
-        (0..3 * HURRIED_STEP_ROWS).map(|n| (row(n), Some(Bytes::from_static(b"new")))).collect();
-    let old = |n: usize| (row(n), Some(Bytes::from_static(b"old")));
-    // One that is written anew, and one that expired.
-    let (anew, gone) = (0, 3 * HURRIED_STEP_ROWS);
+    let (old, new) = (kept_until(1), kept_until(1_000));
+    let rows: RowMap = (0..3 * STEP_ROWS).map(|n| (row(n), new.clone())).collect();
+    // One that expired and is written anew, and one that only expired.
+    let (anew, gone) = (0, 3 * STEP_ROWS);
     let before = Counters { revision: Revision(7), ..Counters::NEW };
-    let after = Counters { revision: Revision(9), ..Counters::NEW };
-    let expired = [(row(gone), Revision(1))];
+    let after = Counters { revision: Revision(9), running_ms: 5 };
     let mut seen_in_part = false;
     for syncs in 1.. {
         let left = Arc::new(AtomicU64::new(u64::MAX));
         let file = Syncs(Arc::default(), Arc::clone(&left));
         let database = open::on_backend(file.clone()).unwrap();
-        write(&database, before, &[old(anew), old(gone)].into(), &Pace::Alone).unwrap();
+        let expired = [anew, gone].map(|n| (row(n), old.clone())).into();
+        write(&database, before, &expired, &Pace::Alone).unwrap();
+        let mut mover = Mover::new(shared(database, after.running_ms), before);
         left.store(syncs, Ordering::SeqCst);
-        let moved = write(&database, after, &rows, &Pace::Alone)
-            .and_then(|()| remove(&database, &expired, &Pace::Alone));
-        drop(database);
+        let moved = mover.take(load(rows.clone(), after));
+        drop(mover);
         left.store(u64::MAX, Ordering::SeqCst);
         let database = open::on_backend(file).unwrap();
         let counters = get(&database, COUNTERS_ROW);
-        let news = (0..rows.len()).filter(|n| get(&database, &row(*n)).as_deref() == Some(b"new")).count();
+        let news = (0..rows.len()).filter(|n| get(&database, &row(*n)).as_deref() == new.as_deref()).count();
         if moved.is_ok() {
             assert_eq!((news, get(&database, &row(gone))), (rows.len(), None));
             assert_eq!(counters, Some(after.to_value().to_vec()));
             break;
         }
         if counters == Some(before.to_value().to_vec()) {
-            assert_eq!(
-                get(&database, &row(gone)).as_deref(),
-                Some(&b"old"[..]),
-                "it goes after the counters"
-            );
+            assert_eq!(get(&database, &row(gone)).as_deref(), old.as_deref(), "it goes after the counters");
             seen_in_part |= 0 < news && news < rows.len();
         } else {
             assert_eq!(news, rows.len(), "counters that tell of rows which are not there");
         }
     }
     assert!(seen_in_part, "all of it came in one transaction");
+}
+
+#[test]
+fn nothing_is_swept_before_the_time_by_which_it_expired_is_written_down() {
+    let database = open::on_backend(InMemoryBackend::new()).unwrap();
+    write(&database, Counters::NEW, &[(row(0), kept_until(5))].into(), &Pace::Alone).unwrap();
+    let shared = shared(database, 5);
+    let mut mover = Mover::new(Arc::clone(&shared), Counters::NEW);
+    let is_there = || get(&shared.data.database, &row(0)).is_some();
+    // Too little time has passed to write it down for its own sake.
+    mover.take(load(RowMap::new(), Counters::NEW)).unwrap();
+    assert!(is_there(), "a crash would turn the time back, and it would be gone too soon");
+    mover.take(load([(row(1), kept_until(0))].into(), Counters::NEW)).unwrap();
+    assert!(!is_there());
+}
+
+#[test]
+fn what_expired_does_not_pile_up_however_fast_records_come() {
+    // More than the sweep looks at in any case: by rows, and by bytes, of which the names have more than the values.
+    for (rounds, written, name) in [(8, 12_000, 16), (7, 41_000, 480)] {
+        let shared = shared(open::on_backend(InMemoryBackend::new()).unwrap(), 1);
+        let mut mover = Mover::new(Arc::clone(&shared), Counters::NEW);
+        for round in 1..=rounds {
+            // All that is written has expired at once.
+            let row = |n| [&[1], format!("tests\0{n:0name$} {round}").as_bytes()].concat();
+            let value = kept_until(1);
+            mover.take(load((0..written).map(|n| (row(n), value.clone())).collect(), Counters::NEW)).unwrap();
+            let rows = shared.data.table().unwrap().len().unwrap();
+            assert!(rows <= written, "{rows} rows after {round} times {written}");
+        }
+    }
 }

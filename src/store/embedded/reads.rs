@@ -69,7 +69,10 @@ impl Data {
         let row = layout::record_row(key);
         loop {
             match self.with_row(&row, |value| self.read(value))? {
-                None | Some(Found::Expired) => return Ok(None),
+                // It may have been written anew since memory was looked at, before the tree's one expired.
+                None | Some(Found::Expired) => {
+                    return Ok(self.load_recent(key, usize::MAX).transpose()?.flatten());
+                }
                 Some(Found::Record(loaded)) => return Ok(Some(loaded)),
                 Some(Found::Replaced) => {}
             }
@@ -87,10 +90,7 @@ impl Data {
         }
         let tree = self.tree().map_err(unreadable)?;
         // Owned, it keeps its snapshot, so that the mover is not given the page it lies in.
-        let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else {
-            // What expired may have been written anew since the first look, and swept from the tree before this one.
-            return self.recent.get(row).flatten().map(|value| read(&value)).transpose();
-        };
+        let Some(value) = tree.table.get_owned(row).map_err(unreadable)? else { return Ok(None) };
         let found = read(value.value())?;
         self.recent.remember(row, value.value(), tree.moves);
         Ok(Some(found))

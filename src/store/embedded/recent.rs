@@ -81,10 +81,10 @@ impl Recent {
     /// Takes the newest to be moved to the tree, unless others still are. Those are hurried then, if it is to be.
     pub(super) fn start_moving(&self, hurried: bool) -> Option<Arc<RowMap>> {
         let mut state = self.lock();
-        if hurried {
-            self.hurry_now(&mut state);
-        }
         if state.moving.is_some() {
+            if hurried {
+                self.hurry_now(&mut state);
+            }
             return None;
         }
         state.hurried = hurried;

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::layout::{self, Row};
 use super::reads::Data;
 use super::recent::RowMap;
+use super::times::expired_by;
 use crate::store::Revision;
 use crate::store::encoding;
 
@@ -79,7 +80,7 @@ impl Sweep {
             // What cannot be read is kept: for a newer onced, or for whoever looks into it.
             if let Ok(found) = Row::parse(value.value())
                 && encoding::decode_keep_until_ms(found.stored)
-                    .is_ok_and(|until| until != 0 && until <= running_ms)
+                    .is_ok_and(|until| expired_by(until, running_ms))
             {
                 seen.expired.push((row.value().to_vec(), found.revision));
             }
@@ -91,55 +92,5 @@ impl Sweep {
         }
         self.last = last;
         Ok(seen)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use redb::ReadableTableMetadata as _;
-    use redb::backends::InMemoryBackend;
-
-    use super::super::layout::Counters;
-    use super::super::mover::{self, Pace};
-    use super::super::recent::Recent;
-    use super::super::times::Times;
-    use super::super::{open, tests};
-    use super::*;
-    use crate::clock::{Clock, Moment};
-    use crate::store::encoding::Placement;
-
-    #[test]
-    fn what_expired_does_not_pile_up_however_fast_records_come() {
-        // More than the least that is looked at: by rows, and by bytes, of which the names have more than the values.
-        grows_no_further(8, 3 * STEPS_MIN * STEP_ROWS, 16);
-        grows_no_further(7, 10 * STEPS_MIN * STEP_ROWS, 480);
-    }
-
-    fn grows_no_further(rounds: usize, written: usize, name: usize) {
-        let database = open::on_backend(InMemoryBackend::new()).unwrap();
-        let clock = Clock::from_fn(|| Moment::from_start(std::time::Duration::ZERO));
-        let times = Times::new(clock, Counters::NEW);
-        let data = Data { database, recent: Recent::default(), times };
-        let stored =
-            encoding::encode(&tests::claim(), &Placement { keep_until_ms: 1, ..Placement::default() });
-        let value = Bytes::from(Row { revision: Revision(1), stored: &stored }.to_value());
-        let mut sweep = Sweep::default();
-        for round in 0..rounds {
-            let name = |n| [&[1], format!("tests\0{n:0name$} {round}").as_bytes()].concat();
-            let load: RowMap = (0..written).map(|n| (name(n), Some(value.clone()))).collect();
-            mover::write(&data.database, Counters::NEW, &load, &Pace::Alone).unwrap();
-            let rows = data.table().unwrap().len().unwrap();
-            assert!(rows <= 2 * written as u64, "{rows} rows after {} times {written}", round + 1);
-            assert!(Sweep::default().next(&data, 0).unwrap().expired.is_empty(), "they are kept until 1");
-            let mut quota = Quota::beside(&load);
-            loop {
-                // All that is written has expired at once.
-                let seen = sweep.next(&data, 1).unwrap();
-                mover::remove(&data.database, &seen.expired, &Pace::Alone).unwrap();
-                if quota.is_used_up_by(&seen) || seen.is_round {
-                    break;
-                }
-            }
-        }
     }
 }

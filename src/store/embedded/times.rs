@@ -9,6 +9,11 @@ use crate::clock::{Clock, Moment};
 use crate::record::{Lifetime, Lock, Record};
 use crate::store::Revision;
 
+/// Whether a record kept until then has expired by this running time.
+pub(super) fn expired_by(keep_until_ms: u64, running_ms: u64) -> bool {
+    keep_until_ms != 0 && running_ms >= keep_until_ms
+}
+
 /// The times of a store.
 ///
 /// A lock counts from the commit that armed it. What was armed before this process started counts from
@@ -56,7 +61,7 @@ impl Times {
 
     /// Whether a record kept until then has expired.
     pub(super) fn is_expired(&self, keep_until_ms: u64) -> bool {
-        keep_until_ms != 0 && self.running_ms() >= keep_until_ms
+        expired_by(keep_until_ms, self.running_ms())
     }
 
     /// The lock of a record written at `revision`; `None` if that write has been replaced meanwhile.

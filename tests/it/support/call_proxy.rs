@@ -19,6 +19,8 @@ use tonic::body::Body;
 
 use super::faulty::Gate;
 
+/// What a read is called.
+pub const RANGE: &str = "/etcdserverpb.KV/Range";
 /// What a transaction is called.
 pub const TXN: &str = "/etcdserverpb.KV/Txn";
 /// What a stream of watches is called.

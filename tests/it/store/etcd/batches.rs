@@ -12,7 +12,7 @@ use onced::store::{Expected, Loaded, RecordStore, StoreError, Swapped};
 
 use super::{create_all, keys, long_claim, open, raw, revoke};
 use crate::store::fixture::{PATIENCE, as_written, claim, completed, create, in_progress, key, load, write};
-use crate::support::call_proxy::{CallProxy, Fate};
+use crate::support::call_proxy::{CallProxy, Fate, RANGE};
 use crate::support::etcd::EtcdProcess;
 
 type Results = Vec<Result<Swapped, StoreError>>;
@@ -197,7 +197,7 @@ async fn those_loaded_each_by_itself_do_not_wait_for_a_silent_etcd_in_turn() {
     create_large(&open(&beside).await, &large, &record).await;
     let call_timeout = Duration::from_secs(2);
     let store = open(&EtcdConfig { endpoints: vec![proxy.endpoint()], call_timeout, ..beside }).await;
-    proxy.plan("/etcdserverpb.KV/Range", 0, Fate::Swallow);
+    proxy.plan(RANGE, 0, Fate::Swallow);
     let loads = join_all(large.iter().map(|key| store.load(key))).await;
     assert!(proxy.befallen().is_some(), "nothing overflowed");
     assert!(

@@ -13,7 +13,7 @@ use onced::store::{Expected, Loaded, RecordStore, StoreError, Swapped};
 
 use super::{keys, long_claim, open, raw, revoke};
 use crate::store::fixture::{PATIENCE, completed, create, key, load};
-use crate::support::call_proxy::{CallProxy, Fate, TXN, WATCH};
+use crate::support::call_proxy::{CallProxy, Fate, RANGE, TXN, WATCH};
 use crate::support::etcd::EtcdProcess;
 
 /// More calls than any operation makes.
@@ -221,12 +221,12 @@ async fn what_is_read_is_so() {
         assert_read(stage.store.scan(&keys[0].namespace, None, 10).await.map(|page| page.records), &page);
     })
     .await;
-    assert!(befallen.iter().any(|call| call.contains("Range")), "{befallen:?}");
+    assert!(befallen.contains(RANGE), "{befallen:?}");
 }
 
 #[tokio::test]
 async fn a_watch_is_refused_or_hints() {
-    let befallen = at_every_call(async |stage| {
+    let mut befallen = at_every_call(async |stage| {
         stage.arm();
         let begun = stage.store.watch(&key("k")).await;
         create(&stage.direct, &key("k"), &long_claim()).await;
@@ -237,6 +237,8 @@ async fn a_watch_is_refused_or_hints() {
         }
     })
     .await;
+    // Where the scene takes longer than from one probe of etcd to the next, it can befall that.
+    befallen.remove(RANGE);
     assert_eq!(befallen, BTreeSet::from([WATCH.to_owned()]));
 }
 
