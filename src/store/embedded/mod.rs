@@ -4,7 +4,8 @@
 //! Writes go through one thread, which commits whatever was asked for while the last commit ran, and answers
 //! once that is durable: appended to the log, and synced. Another thread moves it to the tree, in
 //! transactions of many writes. A commit of the tree itself would write and sync a page of 4 KiB for nearly every record.
-//! Reads look into memory first, then take a snapshot of the tree. Time is the clock of this process alone.
+//! Reads look into memory first, then take a snapshot of the tree; where there is nothing in either, they make sure that
+//! nothing has come meanwhile. Time is the clock of this process alone.
 
 mod alarms;
 mod layout;
@@ -16,6 +17,8 @@ mod mover_tests;
 mod open;
 mod queue;
 mod reads;
+#[cfg(test)]
+mod reads_tests;
 mod recent;
 mod remembered;
 mod space;

@@ -54,14 +54,15 @@ impl StorageBackend for Syncs {
     }
 }
 
-/// What the threads of a store share, at this running time, which does not pass.
-fn shared(database: Database, running_ms: u64) -> Arc<Shared> {
-    let times = Times::new(
-        Clock::from_fn(|| Moment::from_start(Duration::ZERO)),
-        Counters { running_ms, ..Counters::NEW },
-    );
+/// A clock that stands still.
+fn still() -> Clock {
+    Clock::from_fn(|| Moment::from_start(Duration::ZERO))
+}
+
+/// What the threads of a store share that was opened with these counters.
+pub(super) fn shared(database: Database, clock: Clock, before: Counters) -> Arc<Shared> {
     Arc::new(Shared {
-        data: Data { database, recent: Recent::default(), times },
+        data: Data { database, recent: Recent::default(), times: Times::new(clock, before) },
         queue: Queue::new(),
         hub: Hub::default(),
         alarms: Alarms::default(),
@@ -80,7 +81,7 @@ fn row(number: usize) -> Vec<u8> {
 }
 
 /// What stands in the row of a record that is kept until then.
-fn kept_until(running_ms: u64) -> Option<Bytes> {
+pub(super) fn kept_until(running_ms: u64) -> Option<Bytes> {
     let placement = Placement { keep_until_ms: running_ms, ..Placement::default() };
     let stored = encoding::encode(&tests::claim(), &placement);
     Some(Row { revision: Revision(1), stored: &stored }.to_value().into())
@@ -106,14 +107,25 @@ fn what_was_moved_of_a_move_that_is_cut_off_is_right_and_its_counters_come_last(
         let database = open::on_backend(file.clone()).unwrap();
         let expired = [anew, gone].map(|n| (row(n), old.clone())).into();
         write(&database, before, &expired, &Pace::Alone).unwrap();
-        let mut mover = Mover::new(shared(database, after.running_ms), before);
+        let mut mover = Mover::new(shared(database, still(), after), before);
         left.store(syncs, Ordering::SeqCst);
-        let moved = mover.take(load(rows.clone(), after));
+        let moved = mover.take(load(rows.clone(), Counters { running_ms: 0, ..after }));
         drop(mover);
         left.store(u64::MAX, Ordering::SeqCst);
         let database = open::on_backend(file).unwrap();
         let counters = get(&database, COUNTERS_ROW);
-        let news = (0..rows.len()).filter(|n| get(&database, &row(*n)).as_deref() == new.as_deref()).count();
+        let is_new = |n: usize| match get(&database, &row(n)) {
+            Some(found) if Some(&found[..]) == new.as_deref() => true,
+            found => {
+                assert_eq!(
+                    found.as_deref(),
+                    old.as_deref().filter(|_| n == anew),
+                    "neither new nor as before"
+                );
+                false
+            }
+        };
+        let news = (0..rows.len()).filter(|n| is_new(*n)).count();
         if moved.is_ok() {
             assert_eq!((news, get(&database, &row(gone))), (rows.len(), None));
             assert_eq!(counters, Some(after.to_value().to_vec()));
@@ -133,13 +145,15 @@ fn what_was_moved_of_a_move_that_is_cut_off_is_right_and_its_counters_come_last(
 fn nothing_is_swept_before_the_time_by_which_it_expired_is_written_down() {
     let database = open::on_backend(InMemoryBackend::new()).unwrap();
     write(&database, Counters::NEW, &[(row(0), kept_until(5))].into(), &Pace::Alone).unwrap();
-    let shared = shared(database, 5);
+    let shared = shared(database, still(), Counters { running_ms: 5, ..Counters::NEW });
     let mut mover = Mover::new(Arc::clone(&shared), Counters::NEW);
     let is_there = || get(&shared.data.database, &row(0)).is_some();
     // Too little time has passed to write it down for its own sake.
     mover.take(load(RowMap::new(), Counters::NEW)).unwrap();
     assert!(is_there(), "a crash would turn the time back, and it would be gone too soon");
     mover.take(load([(row(1), kept_until(0))].into(), Counters::NEW)).unwrap();
+    let written_down = Counters { running_ms: 5, ..Counters::NEW };
+    assert_eq!(get(&shared.data.database, COUNTERS_ROW), Some(written_down.to_value().to_vec()));
     assert!(!is_there());
 }
 
@@ -147,7 +161,8 @@ fn nothing_is_swept_before_the_time_by_which_it_expired_is_written_down() {
 fn what_expired_does_not_pile_up_however_fast_records_come() {
     // More than the sweep looks at in any case: by rows, and by bytes, of which the names have more than the values.
     for (rounds, written, name) in [(8, 12_000, 16), (7, 41_000, 480)] {
-        let shared = shared(open::on_backend(InMemoryBackend::new()).unwrap(), 1);
+        let database = open::on_backend(InMemoryBackend::new()).unwrap();
+        let shared = shared(database, still(), Counters { running_ms: 1, ..Counters::NEW });
         let mut mover = Mover::new(Arc::clone(&shared), Counters::NEW);
         for round in 1..=rounds {
             // All that is written has expired at once.

@@ -68,10 +68,17 @@ impl Data {
     pub(super) fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
         let row = layout::record_row(key);
         loop {
+            let moves = self.recent.moves();
             match self.with_row(&row, |value| self.read(value))? {
-                // It may have been written anew since memory was looked at, before the tree's one expired.
+                // It may have been written anew before what the tree had expired. Then that is in memory, unless something
+                // has been moved since.
                 None | Some(Found::Expired) => {
-                    return Ok(self.load_recent(key, usize::MAX).transpose()?.flatten());
+                    if let Some(recent) = self.load_recent(key, usize::MAX) {
+                        return recent;
+                    }
+                    if self.recent.moves() == moves {
+                        return Ok(None);
+                    }
                 }
                 Some(Found::Record(loaded)) => return Ok(Some(loaded)),
                 Some(Found::Replaced) => {}
@@ -106,9 +113,15 @@ impl Data {
         let (mut bytes, mut rows) = (0, 0);
         let range = layout::namespace_rows(namespace, after);
         let range = (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice));
-        // In this order: what is moved meanwhile is met twice, not never.
-        let mut recent = self.recent.range(range).into_iter().peekable();
-        let table = self.table().map_err(unreadable)?;
+        // As of one moment: what the tree does not have then is in memory, unless something has been moved since.
+        let (Tree { table, moves }, recent) = loop {
+            let tree = self.tree().map_err(unreadable)?;
+            let recent = self.recent.range(range);
+            if self.recent.moves() == tree.moves {
+                break (tree, recent);
+            }
+        };
+        let mut recent = recent.into_iter().peekable();
         let mut tree = table.range::<&[u8]>(range).map_err(unreadable)?.peekable();
         while let Some(entry) = next_row(&mut recent, &mut tree) {
             let (row, value) = entry.map_err(unreadable)?;
@@ -117,9 +130,13 @@ impl Data {
             rows += 1;
             let read = value.map(|value| self.read(&value)).transpose();
             let loaded = match read.map_err(|error| error.of(&key))? {
-                None | Some(Found::Expired) => None,
+                None => None,
+                // As for a load. Memory first: what leaves it counts as a move.
+                Some(Found::Expired) if self.recent.get(&row).is_none() && self.recent.moves() == moves => {
+                    None
+                }
                 Some(Found::Record(loaded)) => Some(loaded),
-                Some(Found::Replaced) => self.load(&key).map_err(|error| error.of(&key))?,
+                Some(Found::Expired | Found::Replaced) => self.load(&key).map_err(|error| error.of(&key))?,
             };
             let RecordKey { key, .. } = key;
             page.records.extend(loaded.map(|loaded| (key.clone(), loaded)));

@@ -39,7 +39,8 @@ struct State {
 
 impl Recent {
     /// What a row holds, if it was written or read lately. Whoever finds nothing here looks into the tree as it is
-    /// after this: in that order, since what leaves here is in the tree before.
+    /// after this: in that order, since what leaves here is in the tree before. What the tree had may have expired since,
+    /// and be gone: who finds nothing there, either, looks here again.
     pub(super) fn get(&self, row: &[u8]) -> Option<Option<Bytes>> {
         let mut state = self.lock();
         let written = state.written(row).cloned();
@@ -81,10 +82,10 @@ impl Recent {
     /// Takes the newest to be moved to the tree, unless others still are. Those are hurried then, if it is to be.
     pub(super) fn start_moving(&self, hurried: bool) -> Option<Arc<RowMap>> {
         let mut state = self.lock();
+        if hurried {
+            self.hurry_now(&mut state);
+        }
         if state.moving.is_some() {
-            if hurried {
-                self.hurry_now(&mut state);
-            }
             return None;
         }
         state.hurried = hurried;
@@ -186,15 +187,24 @@ mod tests {
         for waiter in [next, Recent::wait_moved, Recent::hurry] {
             let recent = Recent::default();
             recent.start_moving(false).unwrap();
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    // Ended by the other alone.
-                    recent.pause(Duration::MAX);
-                    recent.end_moving();
-                });
-                waiter(&recent);
-            });
+            paused(&recent, waiter);
             assert!(!recent.is_hurried(), "each move has its own hurry");
         }
+    }
+
+    #[test]
+    fn a_pause_after_a_move_ends_once_the_next_one_is_hurried() {
+        paused(&Recent::default(), |recent| drop(recent.start_moving(true).unwrap()));
+    }
+
+    /// Pauses until the other ends it, and then the move under way.
+    fn paused(recent: &Recent, other: impl FnOnce(&Recent)) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                recent.pause(Duration::MAX);
+                recent.end_moving();
+            });
+            other(recent);
+        });
     }
 }

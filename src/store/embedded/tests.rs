@@ -68,7 +68,7 @@ fn completed(claim: &Record) -> Record {
     Record { state, ..claim.clone() }
 }
 
-fn key(name: &str) -> RecordKey {
+pub(super) fn key(name: &str) -> RecordKey {
     RecordKey { namespace: Namespace::new("tests").unwrap(), key: Key::new(name).unwrap() }
 }
 

@@ -26,6 +26,11 @@ pub const TXN: &str = "/etcdserverpb.KV/Txn";
 /// What a stream of watches is called.
 pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
+/// What a look at the size of a member is called.
+const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+/// The bytes before each message of gRPC.
+const HEAD: usize = 5;
+
 /// What befalls a call.
 #[derive(Clone)]
 pub enum Fate {
@@ -49,6 +54,8 @@ struct Shared {
     befallen: Mutex<Option<String>>,
     /// Whether watches bring no events.
     deaf: AtomicBool,
+    /// Whether probes are left alone.
+    probes_spared: AtomicBool,
     /// Signalled when a call that was to land late has landed.
     landed: Semaphore,
 }
@@ -75,6 +82,7 @@ impl CallProxy {
             plan: Mutex::default(),
             befallen: Mutex::default(),
             deaf: AtomicBool::new(false),
+            probes_spared: AtomicBool::new(false),
             landed: Semaphore::new(0),
         });
         tokio::spawn(accept(listener, target, Arc::clone(&shared)));
@@ -104,6 +112,12 @@ impl CallProxy {
     /// Forgets the call that met its fate.
     pub fn forget_befallen(&self) {
         *self.shared.befallen.lock().expect("not poisoned") = None;
+    }
+
+    /// From now on, nothing befalls what a store sends by itself, time and again: reads of its marker, and looks at
+    /// etcd's size. They count for no plan, either.
+    pub fn spare_probes(&self) {
+        self.shared.probes_spared.store(true, Ordering::SeqCst);
     }
 
     /// From now on, watches begin and bring nothing.
@@ -165,9 +179,19 @@ async fn forward(
     request: Request<Incoming>,
     shared: &Arc<Shared>,
     mut pair: Pair,
-) -> Result<Response<Body>, hyper::Error> {
+) -> io::Result<Response<Body>> {
     let method = request.uri().path().to_owned();
-    let fate = shared.fate(&method);
+    let mut request = request.map(Body::new);
+    let mut is_spared = false;
+    if shared.probes_spared.load(Ordering::SeqCst) {
+        is_spared = method == STATUS;
+        if method == RANGE {
+            let whole = collected(request).await?;
+            is_spared = reads_marker(whole.body());
+            request = whole.map(|body| Body::new(Full::new(body)));
+        }
+    }
+    let fate = if is_spared { None } else { shared.fate(&method) };
     if let Some(Fate::LandLate(gate)) = fate {
         // A stream of watches has no end to wait for: it is lost, and that is all.
         if method != WATCH {
@@ -176,7 +200,7 @@ async fn forward(
         pair.cut.cancel();
         return std::future::pending().await;
     }
-    let answer = pair.server.send_request(request.map(Body::new)).await?;
+    let answer = pair.server.send_request(request).await.map_err(io::Error::other)?;
     match fate {
         Some(Fate::LoseAnswer) => pair.cut.cancel(),
         Some(Fate::Swallow) => {}
@@ -189,20 +213,31 @@ async fn forward(
     std::future::pending().await
 }
 
-async fn collected(request: Request<Incoming>) -> Result<Request<Body>, hyper::Error> {
+async fn collected(request: Request<Body>) -> io::Result<Request<Bytes>> {
     let (head, body) = request.into_parts();
-    let body = body.collect().await?.to_bytes();
-    Ok(Request::from_parts(head, Body::new(Full::new(body))))
+    Ok(Request::from_parts(head, body.collect().await.map_err(io::Error::other)?.to_bytes()))
+}
+
+/// Whether a message to etcd, with its head, is a read of a store's marker.
+fn reads_marker(message: &[u8]) -> bool {
+    /// The part of etcd's RangeRequest that matters here.
+    #[derive(Clone, PartialEq, Message)]
+    struct Read {
+        #[prost(bytes = "vec", tag = "1")]
+        key: Vec<u8>,
+    }
+    let read = Read::decode(&message[HEAD..]).expect("a message to etcd");
+    read.key.ends_with(b"/meta")
 }
 
 async fn land_late(
-    request: Request<Body>,
+    request: Request<Bytes>,
     mut server: SendRequest<Body>,
     gate: Gate,
     shared: Arc<Shared>,
 ) -> Result<(), hyper::Error> {
     gate.pass().await;
-    let answer = server.send_request(request).await?;
+    let answer = server.send_request(request.map(|body| Body::new(Full::new(body)))).await?;
     answer.into_body().collect().await?;
     shared.landed.add_permits(1);
     Ok(())
@@ -216,7 +251,6 @@ fn without_events(shared: Arc<Shared>) -> impl FnMut(Frame<Bytes>) -> Frame<Byte
         #[prost(bytes = "vec", repeated, tag = "11")]
         events: Vec<Vec<u8>>,
     }
-    const HEAD: usize = 5;
     let mut buffer = BytesMut::new();
     move |frame| {
         let data = match frame.into_data() {

@@ -197,6 +197,7 @@ async fn those_loaded_each_by_itself_do_not_wait_for_a_silent_etcd_in_turn() {
     create_large(&open(&beside).await, &large, &record).await;
     let call_timeout = Duration::from_secs(2);
     let store = open(&EtcdConfig { endpoints: vec![proxy.endpoint()], call_timeout, ..beside }).await;
+    proxy.spare_probes();
     proxy.plan(RANGE, 0, Fate::Swallow);
     let loads = join_all(large.iter().map(|key| store.load(key))).await;
     assert!(proxy.befallen().is_some(), "nothing overflowed");
