@@ -3,7 +3,7 @@
 
     report.py RESULTS DOCS
 
-RESULTS holds peers.json and growth.json. In DOCS/benchmarks.md, what stands between `<!-- NAME -->` and `<!-- /NAME -->`
+RESULTS holds peers.json, and may hold growth.json. In DOCS/benchmarks.md, what stands between `<!-- NAME -->` and `<!-- /NAME -->`
 is replaced; the plots go to DOCS/benchmarks/.
 """
 
@@ -16,9 +16,10 @@ from pathlib import Path
 
 LABELS = {"pairs_per_second": "pairs per second", "p99_ms": "p99 of a pair, ms", "memory_mib": "memory, MiB",
           "disk_bytes": "bytes on disk", "beyond_work_ms": "ms until all have the outcome, beyond its work",
-          "cpu_ms": "CPU of all processes, ms"}
+          "cpu_ms": "CPU of all processes, ms", "cpu_seconds_per_1000_pairs": "CPU s per 1,000 pairs"}
 PLOTS = [("callers", "pairs_per_second", "callers at once"), ("callers", "p99_ms", "callers at once"),
          ("payload", "pairs_per_second", "bytes of an outcome"), ("records", "pairs_per_second", "records stored"),
+         ("records", "cpu_seconds_per_1000_pairs", "records stored"),
          ("records", "memory_mib", "records stored"), ("records", "disk_bytes", "records stored"),
          ("duplicates", "beyond_work_ms", "callers of one key"), ("duplicates", "cpu_ms", "callers of one key")]
 COLOURS = {"unary-embedded": "#0b5cad", "stream-embedded": "#0b5cad", "unary-etcd": "#111111", "stream-etcd": "#111111",
@@ -58,13 +59,13 @@ def costs(result):
         used = way["costs"]
         cpu = {name: cost["cpu_seconds_per_1000_pairs"] for name, cost in used.items()}
         parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in cpu.items())
-        written = sum(cost["bytes_written_per_pair"] for cost in used.values()) / 1000
+        written = "" if way["bytes_written_per_pair"] is None else number(way["bytes_written_per_pair"] / 1000)
         memory = sum(cost["memory_bytes"] for name, cost in used.items() if name != "load") / 2**20
-        rows.append([f"`{way['way']}`", f"{sum(cpu.values()):.3f}", parts, number(written), number(memory)])
+        rows.append([f"`{way['way']}`", f"{sum(cpu.values()):.3f}", parts, written, number(memory)])
     return table(["way", "CPU s per 1,000 pairs", "of which", "KB written per pair", "MiB of memory"], rows)
 
 
-def machine(peers):
+def machine(peers, growth):
     about, sync = peers["machine"], peers["machine"]["sync_ms"]
     versions = sorted(set(", ".join(peers["versions"].values()).split(", ")) - {""})
     memory = int(about["memory"].split()[0]) / 2**20
@@ -73,6 +74,7 @@ def machine(peers):
         f"- temporary directory on {about['filesystem']}; to append 4 KiB and sync takes {number(sync['p50'])} ms "
         f"(p99 {number(sync['p99'])} ms)",
         f"- outcomes of {peers['payload_bytes']} bytes",
+        f"- tables of revision {about['revision']}, plots of revision {growth.get('machine', about)['revision']}",
         *(f"- {version}" for version in versions),
     ]
     missing = [f"- `{way}` is **missing**: {why}" for way, why in peers["missing"].items()]
@@ -113,7 +115,9 @@ def plot(points, field, across):
         _, y = place(min(xs), value)
         svg.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#ddd"/>')
         svg.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick_label(value)}</text>')
-    for value in sorted(set(xs)):
+    # Where each way was measured at points of its own, the powers of ten.
+    at = sorted(set(xs))
+    for value in at if len(at) < 9 else ticks(min(xs), max(xs))[1:-1]:
         x, _ = place(value, rows[0])
         svg.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{tick_label(value)}</text>')
     svg.append(f'<text x="{left + width / 2}" y="{top + height + 42}" text-anchor="middle">{escape(across)}</text>')
@@ -131,8 +135,9 @@ def plot(points, field, across):
 
 def main():
     results, docs = map(Path, sys.argv[1:])
-    peers, growth = (json.loads((results / name).read_text()) for name in ("peers.json", "growth.json"))
-    blocks = {"machine": machine(peers)}
+    peers = json.loads((results / "peers.json").read_text())
+    growth = json.loads((results / "growth.json").read_text()) if (results / "growth.json").exists() else {}
+    blocks = {"machine": machine(peers, growth)}
     for result in peers["results"]:
         blocks[f"speed {result['callers']}"] = speed(result)
         blocks[f"costs {result['callers']}"] = costs(result)

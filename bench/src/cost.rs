@@ -1,18 +1,9 @@
-//! What processes use: CPU time, bytes written, memory.
+//! What processes use: CPU time, memory.
 
 use std::collections::HashMap;
 use std::fs;
 
 use anyhow::Context as _;
-
-/// What a process, and all that it started, has used so far.
-#[derive(Clone, Copy, Default)]
-pub struct Used {
-    /// Seconds of CPU, user and system.
-    pub cpu: f64,
-    /// Bytes that it made the kernel write to a disk.
-    pub written: f64,
-}
 
 /// A process that is measured.
 #[derive(Clone, Copy)]
@@ -22,15 +13,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// What it used, with what runs beneath it and what ran there and has ended. Of this process, only its own.
-    pub fn used(&self) -> anyhow::Result<Used> {
-        let mut sum = Used::default();
+    /// Seconds of CPU that it used so far, user and system, with what runs beneath it and what ran there and has ended. Of
+    /// this process, only its own.
+    pub fn cpu(&self) -> anyhow::Result<f64> {
+        let mut sum = 0.0;
         for pid in self.pids()? {
-            match used_by(pid) {
-                Ok(used) => {
-                    sum.cpu += used.cpu;
-                    sum.written += used.written;
-                }
+            match cpu_of(pid) {
+                Ok(cpu) => sum += cpu,
                 // What ends meanwhile, its parent counts.
                 Err(error) if pid == self.pid => return Err(error),
                 Err(_) => {}
@@ -67,16 +56,11 @@ impl Process {
     }
 }
 
-fn used_by(pid: u32) -> anyhow::Result<Used> {
+fn cpu_of(pid: u32) -> anyhow::Result<f64> {
     // User and system time, its own and that of its children that ended.
     let ticks: Vec<f64> = stat(pid)?.iter().skip(11).take(4).filter_map(|field| field.parse().ok()).collect();
     anyhow::ensure!(ticks.len() == 4, "/proc/{pid}/stat cannot be read");
-    let cpu = ticks.iter().sum::<f64>() / rustix::param::clock_ticks_per_second() as f64;
-    let io = format!("/proc/{pid}/io");
-    let written = value(&io, "write_bytes:").with_context(|| format!("{io} cannot be read"))?;
-    // Of what was cut off before it reached the disk.
-    let cancelled = value(&io, "cancelled_write_bytes:").unwrap_or_default();
-    Ok(Used { cpu, written: written - cancelled })
+    Ok(ticks.iter().sum::<f64>() / rustix::param::clock_ticks_per_second() as f64)
 }
 
 /// The fields of a process from the third on: the name before them, in parentheses, may hold anything.

@@ -1,5 +1,6 @@
 //! The etcd that is measured against.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,13 +33,17 @@ impl Etcd {
             anyhow::ensure!(etcd.is_healthy().await, "no etcd answers at {endpoint}");
             return Ok(etcd);
         }
-        Self::start(1).await
+        Self::start_on(options.etcd_core, 1).await
     }
 
     /// A new and empty one.
     pub async fn start(members: usize) -> anyhow::Result<Self> {
+        Self::start_on(None, members).await
+    }
+
+    async fn start_on(core: Option<usize>, members: usize) -> anyhow::Result<Self> {
         for _ in 0..PORT_ATTEMPTS {
-            let etcd = Self::spawn(members)?;
+            let etcd = Self::spawn(core, members)?;
             if etcd.is_ready().await? {
                 return Ok(etcd);
             }
@@ -46,7 +51,7 @@ impl Etcd {
         anyhow::bail!("no free ports for etcd after {PORT_ATTEMPTS} attempts")
     }
 
-    fn spawn(members: usize) -> anyhow::Result<Self> {
+    fn spawn(core: Option<usize>, members: usize) -> anyhow::Result<Self> {
         let found: [u16; 2 * MEMBERS_MOST] = free_ports()?;
         let ports: Vec<(u16, u16)> =
             found.chunks_exact(2).map(|pair| (pair[0], pair[1])).take(members).collect();
@@ -56,7 +61,7 @@ impl Etcd {
         let started: anyhow::Result<Vec<Child>> = ports
             .iter()
             .map(|&(port, peer_port)| {
-                member(&format!("bench-{port}"), &cluster.join(","), &url(port), &url(peer_port))
+                member(core, &format!("bench-{port}"), &cluster.join(","), &url(port), &url(peer_port))
             })
             .collect();
         let endpoints: Vec<String> = ports.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
@@ -115,9 +120,11 @@ impl Etcd {
     }
 }
 
-fn member(name: &str, cluster: &str, client: &str, peer: &str) -> anyhow::Result<Child> {
-    let program = program()?;
-    Child::start(program, |dir| {
+fn member(core: Option<usize>, name: &str, cluster: &str, client: &str, peer: &str) -> anyhow::Result<Child> {
+    let etcd = program()?;
+    let on_core: Vec<OsString> =
+        core.map(|core| vec!["-c".into(), core.to_string().into(), etcd.into()]).unwrap_or_default();
+    Child::start(if core.is_some() { Path::new("taskset") } else { etcd }, |dir| {
         let data = dir.join("data").display().to_string();
         let arguments = [
             ["--data-dir", &data],
@@ -132,7 +139,7 @@ fn member(name: &str, cluster: &str, client: &str, peer: &str) -> anyhow::Result
             ["--quota-backend-bytes", QUOTA_BYTES],
             ["--log-level", "error"],
         ];
-        arguments.concat().into_iter().map(str::to_owned).collect()
+        on_core.into_iter().chain(arguments.concat().into_iter().map(OsString::from)).collect()
     })
 }
 

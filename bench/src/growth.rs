@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::cost::Process;
 use crate::load::{self, Keys, Plan};
+use crate::machine;
 use crate::options::{Options, seconds};
 use crate::peers::{Found, memory};
 use crate::progress::Progress;
@@ -73,8 +74,10 @@ const PAYLOADS: [usize; 5] = [100, 1_000, 10_000, 100_000, 1_000_000];
 const WORK: Duration = Duration::from_millis(450);
 
 pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
-    let found = Found::new(options, &args.ways);
+    let machine = machine::describe()?;
+    let found = Found::new(options, &args.ways).await;
     let mut results = serde_json::Map::new();
+    results.insert("machine".to_owned(), machine);
     for &over in &args.over {
         let (name, points) = match over {
             Over::Callers => ("callers", callers(options, args, &found.ways).await?),
@@ -146,6 +149,7 @@ async fn records(options: &Options, args: &Args, ways: &[Kind]) -> anyhow::Resul
         for grown in grown.with_context(|| name.clone())? {
             points.push(json!({
                 "way": name, "at": grown.records, "pairs_per_second": grown.measured.pairs_per_second,
+                "cpu_seconds_per_1000_pairs": grown.measured.costs.values().map(|cost| cost.cpu).sum::<f64>(),
                 "memory_mib": memory(&grown.measured.costs), "disk_bytes": grown.stored,
             }));
         }
@@ -185,8 +189,8 @@ async fn share(open: &Open, callers: usize, payload: usize) -> anyhow::Result<(f
     let work = Work { time: WORK, outcome: keys.outcome(&key) };
     let processes = open.processes();
     let cpu = || -> anyhow::Result<f64> {
-        let used: anyhow::Result<Vec<_>> = processes.iter().map(Process::used).collect();
-        Ok(used?.iter().map(|used| used.cpu).sum::<f64>() * 1e3)
+        let used: anyhow::Result<Vec<f64>> = processes.iter().map(Process::cpu).collect();
+        Ok(used?.iter().sum::<f64>() * 1e3)
     };
     let clock = Clock::system();
     let (before, sent) = (cpu()?, clock.now());

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use onced::clock::{Clock, Moment};
 use tokio::task::JoinSet;
 
-use crate::cost::{Process, Used};
+use crate::cost::Process;
+use crate::disk;
 use crate::stats::Latencies;
 use crate::ways::{Open, Way};
 
@@ -29,6 +30,8 @@ pub struct Measured {
     pub latencies: Latencies,
     /// What each process used; those of one name together.
     pub costs: BTreeMap<&'static str, Cost>,
+    /// Bytes written to the disk per pair, by all of them.
+    pub written: Option<f64>,
 }
 
 /// What the processes of one name used.
@@ -36,8 +39,6 @@ pub struct Measured {
 pub struct Cost {
     /// CPU seconds per 1,000 pairs.
     pub cpu: f64,
-    /// Bytes written to disk per pair.
-    pub written: f64,
     /// Bytes of memory at the end.
     pub memory: f64,
 }
@@ -157,6 +158,7 @@ pub struct Plan {
 /// Measures the pairs per second of a way, and checks what it stored. `tell` hears of the pairs per second
 /// meanwhile.
 pub async fn measure(plan: &Plan, open: &Open, tell: impl Fn(f64)) -> anyhow::Result<Measured> {
+    disk::settle();
     let running = Running::start(plan, open);
     tokio::time::sleep(plan.warm_up).await;
     let window = running.window(plan.time, tell).await;
@@ -164,15 +166,17 @@ pub async fn measure(plan: &Plan, open: &Open, tell: impl Fn(f64)) -> anyhow::Re
     Ok(Measured { latencies, ..window? })
 }
 
-/// What came of a way once it has so many records.
+/// What came of a way while it had so many records.
 pub struct Grown {
+    /// The mean of those at the begin of the measurement and those at its end.
     pub records: u64,
     pub measured: Measured,
     /// Bytes that it has on disk.
     pub stored: u64,
 }
 
-/// Measures a way each time that it has so many more records, as long as `patience` lasts.
+/// Measures a way each time that it has so many more records, as long as `patience` lasts. Counts that were passed
+/// while it was measured for the one before are left out.
 pub async fn grow(
     plan: &Plan,
     open: &Open,
@@ -184,6 +188,9 @@ pub async fn grow(
     let until = running.clock.now() + patience;
     let mut grown = Vec::new();
     for &records in counts {
+        if running.load.pairs.load(Ordering::Relaxed) > records {
+            continue;
+        }
         while running.load.pairs.load(Ordering::Relaxed) < records && running.clock.now() < until {
             tokio::time::sleep(TICK).await;
             // A caller has failed, and `finish` tells why.
@@ -194,7 +201,9 @@ pub async fn grow(
         if running.load.pairs.load(Ordering::Relaxed) < records {
             break;
         }
+        let before = running.load.pairs.load(Ordering::Relaxed);
         let measured = running.window(plan.time, &tell).await?;
+        let records = before.midpoint(running.load.pairs.load(Ordering::Relaxed));
         grown.push(Grown { records, measured, stored: open.stored() });
     }
     running.load.finish(running.callers).await?;
@@ -244,26 +253,29 @@ impl Running {
 struct Snapshot {
     at: Moment,
     pairs: u64,
-    used: Vec<Used>,
+    /// Seconds of CPU that each process used.
+    cpu: Vec<f64>,
+    /// Bytes written to the disk.
+    written: Option<f64>,
 }
 
 impl Snapshot {
     fn take(running: &Running) -> anyhow::Result<Self> {
-        let used = running.processes.iter().map(Process::used).collect::<Result<_, _>>()?;
+        let cpu = running.processes.iter().map(Process::cpu).collect::<Result<_, _>>()?;
         let pairs = running.load.pairs.load(Ordering::Relaxed);
-        Ok(Self { at: running.clock.now(), pairs, used })
+        Ok(Self { at: running.clock.now(), pairs, cpu, written: disk::written() })
     }
 
     fn until(&self, end: &Snapshot, processes: &[Process]) -> anyhow::Result<Measured> {
         let pairs = (end.pairs - self.pairs) as f64;
         let mut costs: BTreeMap<_, Cost> = BTreeMap::new();
-        for (process, (before, after)) in processes.iter().zip(self.used.iter().zip(&end.used)) {
+        for (process, (before, after)) in processes.iter().zip(self.cpu.iter().zip(&end.cpu)) {
             let cost = costs.entry(process.name).or_default();
-            cost.cpu += (after.cpu - before.cpu) / pairs * 1e3;
-            cost.written += (after.written - before.written) / pairs;
+            cost.cpu += (after - before) / pairs * 1e3;
             cost.memory += process.memory()?;
         }
         let pairs_per_second = pairs / end.at.since(self.at).as_secs_f64();
-        Ok(Measured { pairs_per_second, latencies: Latencies::new(Vec::new()), costs })
+        let written = self.written.zip(end.written).map(|(before, after)| (after - before) / pairs);
+        Ok(Measured { pairs_per_second, latencies: Latencies::new(Vec::new()), costs, written })
     }
 }

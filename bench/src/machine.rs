@@ -1,6 +1,7 @@
 //! What the machine is that figures are of.
 
 use std::io::Write as _;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,8 +34,18 @@ pub fn describe() -> anyhow::Result<Value> {
         "memory": line("/proc/meminfo", "MemTotal"),
         "system": format!("{} {}", system.sysname().to_string_lossy(), system.release().to_string_lossy()),
         "filesystem": filesystem,
+        "revision": revision(),
         "sync_ms": { "p50": syncs.quantile(0.5), "p99": syncs.quantile(0.99) },
     }))
+}
+
+/// The revision of the sources that this program was built from, if git knows it.
+fn revision() -> Option<String> {
+    let git = Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
+        .output()
+        .ok()?;
+    git.status.success().then(|| String::from_utf8_lossy(&git.stdout).trim().to_owned())
 }
 
 /// The kind of the filesystem that the temporary directory is on.

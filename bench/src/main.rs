@@ -2,7 +2,9 @@
 //! would write by hand against etcd. Prints figures and judges none, but for answers: a wrong one ends it.
 
 mod child;
+mod cores;
 mod cost;
+mod disk;
 mod duplicates;
 mod etcd;
 mod growth;
@@ -58,19 +60,25 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cli.options.workers.get())
-        .enable_all()
-        .build();
-    let done = runtime.context("cannot start threads").and_then(|runtime| runtime.block_on(run(cli)));
-    match done {
+    match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("onced-bench: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(mut cli: Cli) -> anyhow::Result<()> {
+    if cli.options.etcd_apart {
+        // Before there are threads, which would run where this one does now.
+        cli.options.etcd_core = Some(cores::leave_first()?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cli.options.workers.get())
+        .enable_all()
+        .build();
+    runtime.context("cannot start threads")?.block_on(run(cli))
 }
 
 /// Runs until done or told to stop. Either way what was started is ended, by being dropped.

@@ -16,6 +16,14 @@ pub struct Options {
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub etcd: Option<String>,
 
+    /// Run etcd, where it has one member, on the first core alone, and all else on the others
+    #[arg(long, global = true, conflicts_with = "etcd")]
+    pub etcd_apart: bool,
+
+    /// The core that etcd has for itself.
+    #[arg(skip)]
+    pub etcd_core: Option<usize>,
+
     /// The server program to measure [default: the `onced` beside this program]
     #[arg(long, global = true, value_name = "PATH")]
     pub onced: Option<PathBuf>,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::load::{Cost, Plan};
 use crate::machine;
 use crate::options::{Options, seconds};
+use crate::progress::Progress;
 use crate::rounds::{Row, measure};
 use crate::stats::{figure, median};
 use crate::ways::Kind;
@@ -47,10 +48,18 @@ pub struct Found {
 }
 
 impl Found {
-    pub fn new(options: &Options, ways: &[Kind]) -> Self {
+    /// Looks for them, and starts each once.
+    pub async fn new(options: &Options, ways: &[Kind]) -> Self {
+        let progress = Progress::new();
         let mut found = Self { ways: Vec::new(), versions: BTreeMap::new(), missing: BTreeMap::new() };
         for &way in ways {
-            match way.version(options) {
+            progress.show(&format!("looking for {}", way.name()));
+            let version = async {
+                let version = way.version(options)?;
+                way.open_alone(options).await?;
+                anyhow::Ok(version)
+            };
+            match version.await {
                 Ok(version) => {
                     found.ways.push(way);
                     found.versions.insert(way.name(), version);
@@ -68,7 +77,7 @@ impl Found {
 pub async fn run(options: &Options, args: &Args) -> anyhow::Result<()> {
     let machine = machine::describe()?;
     let ways = if args.ways.is_empty() { Kind::peers() } else { args.ways.clone() };
-    let found = Found::new(options, &ways);
+    let found = Found::new(options, &ways).await;
     let mut results = Vec::new();
     for &callers in &args.callers {
         let (warm_up, time) = (args.warm_up, args.seconds);
@@ -123,7 +132,7 @@ fn print(plan: &Plan, rows: &[Row]) {
         let shares: String =
             SHARES.iter().map(|&(_, share)| format!("{:>9}", figure(row.quantile(share)))).collect();
         let costs = row.costs();
-        let written = costs.values().map(|cost| cost.written).sum::<f64>() / 1e3;
+        let written = row.written().map_or(f64::NAN, |bytes| bytes / 1e3);
         let cpu: Vec<String> =
             costs.iter().map(|(process, cost)| format!("{process} {:.3}", cost.cpu)).collect();
         let (name, rate) = (row.way.name(), figure(median(&row.rates())));
@@ -150,15 +159,8 @@ fn json_of(row: &Row, rows: &[Row]) -> Value {
     let costs: BTreeMap<_, _> = row
         .costs()
         .into_iter()
-        .map(|(process, Cost { cpu, written, memory })| {
-            (
-                process,
-                json!({
-                    "cpu_seconds_per_1000_pairs": cpu,
-                    "bytes_written_per_pair": written,
-                    "memory_bytes": memory,
-                }),
-            )
+        .map(|(process, Cost { cpu, memory })| {
+            (process, json!({ "cpu_seconds_per_1000_pairs": cpu, "memory_bytes": memory }))
         })
         .collect();
     json!({
@@ -167,5 +169,6 @@ fn json_of(row: &Row, rows: &[Row]) -> Value {
         "ratio": ratio,
         "latency_ms": latency,
         "costs": costs,
+        "bytes_written_per_pair": row.written(),
     })
 }

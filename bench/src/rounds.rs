@@ -65,10 +65,16 @@ impl Row {
             |name, value: fn(&Cost) -> f64| self.median_of(|round| round.costs.get(name).map_or(0.0, value));
         names
             .map(|&name| {
-                let (cpu, written) = (of(name, |cost| cost.cpu), of(name, |cost| cost.written));
-                (name, Cost { cpu, written, memory: of(name, |cost| cost.memory) })
+                let (cpu, memory) = (of(name, |cost| cost.cpu), of(name, |cost| cost.memory));
+                (name, Cost { cpu, memory })
             })
             .collect()
+    }
+
+    /// Bytes written to the disk per pair: the median of the rounds.
+    pub fn written(&self) -> Option<f64> {
+        let rounds: Option<Vec<f64>> = self.rounds.iter().map(|round| round.written).collect();
+        rounds.map(|rounds| median(&rounds))
     }
 
     fn median_of(&self, value: impl Fn(&Measured) -> f64) -> f64 {

@@ -176,6 +176,7 @@ impl Kind {
                 | Postgres
                 | Powertools
                 | Restate
+                | EtcdV3lock
         )
     }
 

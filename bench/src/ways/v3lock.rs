@@ -10,7 +10,7 @@ use etcd_client::{Client, Compare, CompareOp, LockOptions, PutOptions, Txn, TxnO
 use onced::record::limits::{LOCK_TTL_DEFAULT, RETENTION_DEFAULT};
 use tokio::task::AbortHandle;
 
-use super::{Claim, Way};
+use super::{Claim, Way, Work};
 use crate::options::Options;
 
 /// A connection, and the lease that all its locks hang on.
@@ -75,6 +75,18 @@ impl V3Lock {
     fn outcome_name(&self, key: &str) -> String {
         format!("/{}/outcomes/{key}", self.prefix)
     }
+
+    /// Puts the outcome of a key while its lock is held, and gives that back.
+    async fn put(&self, client: &Client, key: &str, lock_key: Vec<u8>, outcome: Bytes) -> anyhow::Result<()> {
+        let retention = i64::try_from(RETENTION_DEFAULT.as_secs())?;
+        let retention = client.lease_client().grant(retention, None).await?.id();
+        let held = Compare::create_revision(lock_key.clone(), CompareOp::Greater, 0);
+        let put = TxnOp::put(self.outcome_name(key), outcome, Some(PutOptions::new().with_lease(retention)));
+        let answer = client.kv_client().txn(Txn::new().when([held]).and_then([put])).await?;
+        anyhow::ensure!(answer.succeeded(), "a lock of ours is lost");
+        client.lock_client().unlock(lock_key).await?;
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -92,20 +104,26 @@ impl Way for V3Lock {
 
     async fn complete(&self, caller: usize, key: &str, claim: Claim, outcome: Bytes) -> anyhow::Result<()> {
         let Session { client, .. } = self.session(caller);
-        let retention = i64::try_from(RETENTION_DEFAULT.as_secs())?;
-        let retention = client.lease_client().grant(retention, None).await?.id();
-        let lock_key = self.lock_key(key, claim.lease);
-        let held = Compare::create_revision(lock_key.as_str(), CompareOp::Greater, 0);
-        let put = TxnOp::put(self.outcome_name(key), outcome, Some(PutOptions::new().with_lease(retention)));
-        let answer = client.kv_client().txn(Txn::new().when([held]).and_then([put])).await?;
-        anyhow::ensure!(answer.succeeded(), "a lock of ours is lost");
-        client.lock_client().unlock(lock_key).await?;
-        Ok(())
+        self.put(client, key, self.lock_key(key, claim.lease).into_bytes(), outcome).await
     }
 
     async fn outcome(&self, key: &str) -> anyhow::Result<Bytes> {
         let mut read = self.sessions[0].client.kv_client().get(self.outcome_name(key), None).await?;
         let kv = read.take_kvs().pop().context("the key is absent")?;
         Ok(kv.value().to_vec().into())
+    }
+
+    async fn share(&self, caller: usize, key: &str, work: &Work) -> anyhow::Result<(bool, Bytes)> {
+        let Session { client, .. } = self.session(caller);
+        // On a lease of its own, which etcd grants: those of one lease do not keep each other out.
+        let lock = client.lock_client().lock(self.lock_name(key), None).await?;
+        let mut found = client.kv_client().get(self.outcome_name(key), None).await?;
+        if let Some(kv) = found.take_kvs().pop() {
+            client.lock_client().unlock(lock.key()).await?;
+            return Ok((false, kv.value().to_vec().into()));
+        }
+        tokio::time::sleep(work.time).await;
+        self.put(client, key, lock.key().to_vec(), work.outcome.clone()).await?;
+        Ok((true, work.outcome.clone()))
     }
 }
