@@ -3,6 +3,7 @@
 mod calls;
 mod drive;
 mod report;
+mod sample;
 mod scenario;
 mod tally;
 mod zipf;
@@ -10,7 +11,7 @@ mod zipf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use onced_client::{Code, Error, Refusal};
+use onced_client::{Code, Error, ErrorReason, Refusal};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::ClientArgs;
@@ -19,9 +20,9 @@ use super::input::{self, DURATION};
 use super::output::{self, Problem, Report, say, time, where_to_look};
 use calls::{Calls, Mode};
 use drive::Progress;
-use scenario::Plan;
+use scenario::{LOCK_MARGIN, Plan};
 
-use crate::record::limits::OUTCOME_MAX_BYTES;
+use crate::record::limits::{LOCK_TTL_MAX, OUTCOME_MAX_BYTES};
 
 /// The most callers of one load, and connections of it: a process has files for about as many.
 const CALLERS_MAX: usize = 100_000;
@@ -30,17 +31,23 @@ const CONNECTIONS_MAX: usize = 1_000;
 const DUPLICATES_MAX: usize = 10_000;
 /// The most keys that are completed before the load.
 const KEYS_MAX: usize = 10_000_000;
+/// The largest payload: encoded, an outcome takes a byte that says what it is, and three for its length.
+const PAYLOAD_MAX: usize = OUTCOME_MAX_BYTES - 4;
+/// The shortest time to measure: what ends late counts too, and would be most of it in a shorter one.
+const DURATION_MIN: Duration = Duration::from_millis(100);
 
 const AFTER_HELP: &str = "\
 Closed loop (without --rate): each caller begins the next one when its last one has ended. Open loop (--rate): they \
 begin at fixed times, whatever the server does, and what must wait for a free caller counts as slow from the time it \
-should have begun at. What is still due at the end is told as not sent.
+should have begun at. What is still due at the end is told as not sent, and counts as having taken until then.
 
 The records are real, in --namespace, under keys that no other run uses; they go away by themselves. Failed calls are \
-not sent again. Ctrl-C ends the load early and tells what was measured; a second one does not wait for the last answers.
+not sent again. After the load up to 1000 of its keys, spread over it, are begun once more, to see that they hold their \
+outcomes; so are up to 1000 of those of which calls failed. Ctrl-C ends the load early and tells what was measured; a \
+second one does not wait for the last answers.
 
 Exit codes:
-   0  everything was as promised (calls may have failed: they are told)
+   0  nothing but what was promised was seen (calls may have failed: they are told, and so is what is unknown)
    1  a key was executed twice or never, or an outcome was not what was stored; or nothing was measured
   others as of onced --help, if there could be no load";
 
@@ -82,7 +89,7 @@ pub struct BenchArgs {
     connections: usize,
 
     /// How long to measure
-    #[arg(long, default_value = "10s", value_parser = input::duration, value_name = DURATION)]
+    #[arg(long, default_value = "10s", value_parser = long_enough, value_name = DURATION)]
     duration: Duration,
 
     /// How long to load before that
@@ -94,7 +101,7 @@ pub struct BenchArgs {
     rate: Option<f64>,
 
     /// How large an outcome is
-    #[arg(long, default_value = "256", value_name = "BYTES", value_parser = count(0, OUTCOME_MAX_BYTES))]
+    #[arg(long, default_value = "256", value_name = "BYTES", value_parser = count(0, PAYLOAD_MAX))]
     payload: usize,
 
     /// How long the work takes, between Begin and Complete
@@ -157,6 +164,14 @@ fn count(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + 
     }
 }
 
+fn long_enough(text: &str) -> Result<Duration, String> {
+    let duration = input::duration(text)?;
+    if duration < DURATION_MIN {
+        return Err(format!("write {} or more", time(DURATION_MIN)));
+    }
+    Ok(duration)
+}
+
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.001..=1_000_000.0).contains(&rate) => Ok(rate),
@@ -188,15 +203,23 @@ pub async fn run(args: BenchArgs) -> Exit {
 
 async fn try_run(args: &BenchArgs) -> Result<Report, Problem> {
     let connect = &args.client.connect;
+    let longest = LOCK_TTL_MAX.saturating_sub(LOCK_MARGIN) / 2;
+    if connect.timeout > longest {
+        let (most, sent) = (time(longest), time(connect.timeout));
+        let text =
+            format!("--timeout must be {most} at most, as locks live 5s longer than twice that: not {sent}");
+        return Err(Problem::Usage(text));
+    }
     let client = connect.client()?;
     let calls = Calls::connect(&client, args.connections, args.mode, connect.timeout).await;
     let mut plan = Plan::new(args, calls.map_err(no_load)?);
+    let (progress, began) = (Progress::new(), plan.clock.now());
+    // One key in any case: what nobody may do here, or nobody can, is told before anything else.
+    plan.prepare(1, &progress).await.map_err(no_load)?;
     let keys = plan.keys();
     let (start, namespace, kept) = (keys.start.clone(), &keys.namespace, time(keys.longest_retention));
-    say(&format!("writes records to namespace {namespace}, keys {start}…, kept until {kept} from now"));
-
-    let (progress, began) = (Progress::new(), plan.clock.now());
-    plan.prepare(args, &progress).await.map_err(no_load)?;
+    say(&format!("writes records to namespace {namespace}, keys {start}…, kept for {kept}"));
+    plan.prepare(plan.to_replay(args), &progress).await.map_err(no_load)?;
     if plan.clock.now().since(began) > args.retention {
         let text = "it took longer to complete the keys to be replayed than they are kept: ask for fewer --keys, or a \
                     longer --retention";
@@ -210,9 +233,31 @@ async fn try_run(args: &BenchArgs) -> Result<Report, Problem> {
     Ok(report::of(args, &start, &loaded))
 }
 
-/// Why there can be no load.
+/// Why there can be no load, and which flag to change.
 fn no_load(refusal: Refusal) -> Problem {
-    let unanswered = matches!(refusal.code, Code::Unavailable | Code::DeadlineExceeded);
-    let advice = if unanswered { where_to_look(&refusal) } else { None };
+    let advice = match (refusal.reason, refusal.code) {
+        (Some(ErrorReason::TtlOutOfRange), _) => {
+            Some("locks live 5s longer than twice --timeout: shorten it")
+        }
+        (Some(ErrorReason::RetentionOutOfRange), _) => Some(
+            "records are kept for the load, its last calls, and --retention: change that, or shorten --duration",
+        ),
+        (Some(ErrorReason::OutcomeTooLarge), _) => Some("choose a smaller --payload"),
+        (_, Code::Unavailable | Code::DeadlineExceeded) => where_to_look(&refusal),
+        _ => None,
+    };
     Problem::Call(Error::Refused(Box::new(refusal)), advice.map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use onced_client::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn the_largest_payload_is_the_largest_outcome() {
+        let outcome = Outcome::response(vec![0; PAYLOAD_MAX]);
+        assert_eq!(outcome.encoded_bytes(), OUTCOME_MAX_BYTES as u64);
+    }
 }

@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use super::super::exit::Exit;
 use super::super::output::{Report, plain};
 use super::BenchArgs;
 use super::drive::Loaded;
-use super::tally::Checked;
+use super::tally::{Checked, Kind, Times};
 
 /// The shares of which the slowest one's time is told, in percent.
 const QUANTILES: [f64; 4] = [50.0, 90.0, 99.0, 99.9];
@@ -22,25 +21,26 @@ pub fn of(args: &BenchArgs, start: &str, loaded: &Loaded) -> Report {
     Report::new(in_json(args, start, loaded), table(args, loaded), Vec::new(), exit)
 }
 
-/// Whether anything was done while it was measured.
+/// Whether anything that the callers came for was due while it was measured, and done.
 fn is_measured(loaded: &Loaded) -> bool {
-    loaded.totals.times.iter().any(|(_, times)| !times.is_empty())
+    let wanted = |kind| matches!(kind, Kind::Pair | Kind::Duplicate | Kind::Replay);
+    loaded.totals.times.iter().any(|(kind, times)| wanted(*kind) && times.done > 0)
 }
 
 fn table(args: &BenchArgs, loaded: &Loaded) -> String {
-    let Loaded { totals, elapsed, unsent, abandoned } = loaded;
+    let Loaded { totals, elapsed, unsent, unread, abandoned, .. } = loaded;
     let mut text = format!("{}, for {:.1} s\n\n", what(args), elapsed.as_secs_f64());
     let _ = write!(text, "{:<10} {:>10} {:>10}", "ms", "count", "a second");
     for quantile in QUANTILES {
         let _ = write!(text, " {:>9}", format!("{quantile} %"));
     }
     let _ = writeln!(text, " {:>9}", "slowest");
-    for (kind, times) in totals.times.iter().filter(|(_, times)| !times.is_empty()) {
-        let _ = write!(text, "{:<10} {:>10} {:>10.0}", kind.name(), times.len(), a_second(times, *elapsed));
+    for (kind, Times { micros, done, .. }) in timed(loaded) {
+        let _ = write!(text, "{:<10} {done:>10} {:>10.0}", kind.name(), a_second(*done, *elapsed));
         for quantile in QUANTILES {
-            let _ = write!(text, " {:>9.2}", millis(times.value_at_percentile(quantile)));
+            let _ = write!(text, " {:>9.2}", millis(micros.value_at_percentile(quantile)));
         }
-        let _ = writeln!(text, " {:>9.2}", millis(times.max()));
+        let _ = writeln!(text, " {:>9.2}", millis(micros.max()));
     }
     text.push('\n');
     for (reason, failures) in &totals.failed {
@@ -49,26 +49,49 @@ fn table(args: &BenchArgs, loaded: &Loaded) -> String {
     if *unsent > 0 {
         let _ = writeln!(
             text,
-            "NOT SENT: {unsent} that were due, since all callers were busy; they are missing above (more: --callers)"
+            "NOT SENT: {unsent} that were due, since all callers were busy (more: --callers); the times above, and not \
+             the counts, hold how long they had waited at the end"
         );
     }
     if *abandoned > 0 {
         let _ = writeln!(text, "not waited for: the last calls of {abandoned} callers");
     }
-    let Checked { once, again, never, unknown, told, mismatched } = totals.checked;
+    let Checked { once, again, never, unknown, told, mismatched, .. } = totals.checked;
     let _ = writeln!(
         text,
         "keys: {once} executed once, {again} again, {never} never, {unknown} unknown as calls failed"
     );
     let _ = writeln!(text, "outcomes told to duplicates: {told}, {mismatched} of them not what was stored");
-    text += match (totals.checked.holds(), is_measured(loaded)) {
-        (false, _) => {
-            "A PROMISE WAS BROKEN: each key is to be executed once, and its outcome told to all others"
-        }
-        (true, false) => "NOTHING WAS MEASURED",
-        (true, true) => "all as promised",
-    };
-    text
+    if *unread > 0 {
+        let _ = writeln!(text, "asked for once more after the load, and not answered: {unread} keys");
+    }
+    text + &verdict(args, loaded)
+}
+
+/// Whether the server kept its promises, as far as it was seen.
+fn verdict(args: &BenchArgs, loaded: &Loaded) -> String {
+    let Loaded { totals, elapsed, done, unsent, unread, .. } = loaded;
+    if !totals.checked.holds() {
+        return "A PROMISE WAS BROKEN: each key is to be executed once, and its outcome told to all others"
+            .to_owned();
+    }
+    match (is_measured(loaded), args.rate) {
+        (true, _) => match totals.checked.unknown + unread {
+            0 => "all as promised".to_owned(),
+            unknown => format!("nothing seen broken; {unknown} unknown"),
+        },
+        (false, Some(rate)) if *unsent > 0 && *done > 0 => format!(
+            "NOTHING WAS MEASURED: {rate} a second were due, and about {:.0} a second were done, all of them overdue from \
+             the warm-up: choose a --rate below what is done, or more --callers",
+            a_second(*done, *elapsed)
+        ),
+        (false, _) => "NOTHING WAS MEASURED".to_owned(),
+    }
+}
+
+/// Of what there are times.
+fn timed(loaded: &Loaded) -> impl Iterator<Item = &(Kind, Times)> {
+    loaded.totals.times.iter().filter(|(_, times)| !times.micros.is_empty())
 }
 
 /// What the load was.
@@ -82,14 +105,13 @@ fn what(args: &BenchArgs) -> String {
 }
 
 fn in_json(args: &BenchArgs, start: &str, loaded: &Loaded) -> Value {
-    let Loaded { totals, elapsed, unsent, abandoned } = loaded;
-    let measured = totals.times.iter().filter(|(_, times)| !times.is_empty());
-    let measured: Map<String, Value> =
-        measured.map(|(kind, times)| (kind.name().to_owned(), times_in_json(times, *elapsed))).collect();
+    let Loaded { totals, elapsed, done, unsent, unread, abandoned } = loaded;
+    let measured =
+        timed(loaded).map(|(kind, times)| (kind.name().to_owned(), times_in_json(times, *elapsed)));
     let failed = totals.failed.iter().map(|(reason, failures)| {
         (reason.clone(), json!({ "count": failures.count, "first": failures.first }))
     });
-    let Checked { once, again, never, unknown, told, mismatched } = totals.checked;
+    let Checked { once, again, never, unknown, told, mismatched, asked_again } = totals.checked;
     json!({
         "scenario": name(args.scenario),
         "mode": name(args.mode),
@@ -100,31 +122,33 @@ fn in_json(args: &BenchArgs, start: &str, loaded: &Loaded) -> Value {
         "namespace": args.client.connect.namespace,
         "keys_begin_with": start,
         "seconds": elapsed.as_secs_f64(),
-        "measured": measured,
+        "keys_done": done,
+        "measured": measured.collect::<Map<_, _>>(),
         "failed": failed.collect::<Map<_, _>>(),
         "not_sent": unsent,
         "not_waited_for": abandoned,
         "keys": { "executed_once": once, "executed_again": again, "never_executed": never, "unknown": unknown },
         "outcomes": { "told": told, "mismatched": mismatched },
+        "asked_again": { "answered": asked_again, "not_answered": unread },
         "as_promised": totals.checked.holds(),
     })
 }
 
-fn times_in_json(times: &Histogram<u64>, elapsed: Duration) -> Value {
+fn times_in_json(Times { micros, done, .. }: &Times, elapsed: Duration) -> Value {
     let mut value = json!({
-        "count": times.len(),
-        "per_second": a_second(times, elapsed),
-        "mean_ms": times.mean() / 1e3,
-        "max_ms": millis(times.max()),
+        "count": done,
+        "per_second": a_second(*done, elapsed),
+        "mean_ms": micros.mean() / 1e3,
+        "max_ms": millis(micros.max()),
     });
     for quantile in QUANTILES {
-        value[format!("p{quantile}_ms")] = millis(times.value_at_percentile(quantile)).into();
+        value[format!("p{quantile}_ms")] = millis(micros.value_at_percentile(quantile)).into();
     }
     value
 }
 
-fn a_second(times: &Histogram<u64>, elapsed: Duration) -> f64 {
-    times.len() as f64 / elapsed.as_secs_f64()
+fn a_second(count: u64, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
 }
 
 /// How a value is written on the command line.

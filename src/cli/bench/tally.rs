@@ -45,14 +45,25 @@ impl Kind {
     }
 }
 
-/// Counts while the load runs. All answers are checked; measured is what began when the load was warm, whenever it
+/// Counts while the load runs. All answers are checked; measured is what was due when the load was warm, whenever it
 /// ended: who leaves out what is slow to end tells of a better server than there is.
 pub struct Tally {
     /// From when on it is measured.
     from: Moment,
-    times: [Mutex<Histogram<u64>>; Kind::ALL.len()],
+    times: [Mutex<Times>; Kind::ALL.len()],
     failed: Mutex<BTreeMap<String, Failures>>,
     checked: Mutex<Checked>,
+}
+
+/// How long one kind took.
+#[derive(Clone)]
+pub struct Times {
+    /// In microseconds, of all that was due while it was measured: what was never begun, too, as long as it had waited.
+    pub micros: Histogram<u64>,
+    /// How many of those were done.
+    pub done: u64,
+    /// How many ended since it is measured, also of those that were due before.
+    ended: u64,
 }
 
 /// Calls that failed in one way.
@@ -78,13 +89,15 @@ pub struct Checked {
     pub told: u64,
     /// Outcomes that were not, byte for byte, what was stored.
     pub mismatched: u64,
+    /// Keys that were asked for once more after the load, and answered.
+    pub asked_again: u64,
 }
 
 /// What came of it all.
 pub struct Totals {
-    /// By [`Kind`], in microseconds.
-    pub times: Vec<(Kind, Histogram<u64>)>,
-    /// By reason, while it was measured.
+    /// By [`Kind`].
+    pub times: Vec<(Kind, Times)>,
+    /// By reason, since it was measured.
     pub failed: BTreeMap<String, Failures>,
     pub checked: Checked,
 }
@@ -95,7 +108,8 @@ impl Tally {
     /// # Errors
     /// If times cannot be kept so.
     pub fn new(from: Moment, executed: u64) -> Result<Self, CreationError> {
-        let times = Histogram::new_with_bounds(MICROS.0, MICROS.1, DIGITS)?;
+        let micros = Histogram::new_with_bounds(MICROS.0, MICROS.1, DIGITS)?;
+        let times = Times { micros, done: 0, ended: 0 };
         Ok(Self {
             from,
             times: Kind::ALL.map(|_| Mutex::new(times.clone())),
@@ -106,21 +120,30 @@ impl Tally {
 
     /// Something was done by now that should have begun `since`.
     pub fn took(&self, kind: Kind, since: Moment, now: Moment) {
+        let mut times = lock(&self.times[kind as usize]);
         if since >= self.from {
-            let micros = u64::try_from(now.since(since).as_micros()).unwrap_or(u64::MAX);
-            lock(&self.times[kind as usize]).saturating_record(micros);
+            times.micros.saturating_record(micros(since, now));
+            times.done += 1;
+        }
+        times.ended += u64::from(now >= self.from);
+    }
+
+    /// So many should have begun `since`, and never did: they had waited until now, and would have taken longer.
+    pub fn waited(&self, kind: Kind, since: Moment, now: Moment, count: u64) {
+        if since >= self.from {
+            lock(&self.times[kind as usize]).micros.saturating_record_n(micros(since, now), count);
         }
     }
 
-    /// A call failed that should have been made `since`.
-    pub fn refused(&self, since: Moment, refusal: &Refusal) {
+    /// A call failed now.
+    pub fn refused(&self, now: Moment, refusal: &Refusal) {
         let name = reason_name(refusal).unwrap_or(code_name(refusal.code));
-        self.failed(since, name, &refusal.message);
+        self.failed(now, name, &refusal.message);
     }
 
     /// The same for one that was answered, and not as it was to be.
-    pub fn failed(&self, since: Moment, name: &str, message: &str) {
-        if since >= self.from {
+    pub fn failed(&self, now: Moment, name: &str, message: &str) {
+        if now >= self.from {
             let mut failed = lock(&self.failed);
             let new = || Failures { count: 0, first: message.to_owned() };
             failed.entry(name.to_owned()).or_insert_with(new).count += 1;
@@ -150,11 +173,15 @@ impl Tally {
         checked.mismatched += u64::from(!matches);
     }
 
-    /// What callers came for and got so far, and how many calls failed.
+    /// A key was asked for once more, and answered.
+    pub fn asked_again(&self) {
+        lock(&self.checked).asked_again += 1;
+    }
+
+    /// How many keys were done with since it is measured, whenever they were due, and how many calls failed.
     pub fn so_far(&self) -> (u64, u64) {
-        let done =
-            [Kind::Pair, Kind::Duplicate, Kind::Replay].map(|kind| lock(&self.times[kind as usize]).len());
-        (done.iter().sum(), lock(&self.failed).values().map(|failures| failures.count).sum())
+        let ended = [Kind::Pair, Kind::Replay].map(|kind| lock(&self.times[kind as usize]).ended);
+        (ended.iter().sum(), lock(&self.failed).values().map(|failures| failures.count).sum())
     }
 
     /// What came of it all.
@@ -171,8 +198,12 @@ impl Checked {
     }
 }
 
+fn micros(since: Moment, now: Moment) -> u64 {
+    u64::try_from(now.since(since).as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Nothing that holds one panics.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -187,9 +218,9 @@ mod tests {
     }
 
     #[test]
-    fn measured_is_what_began_when_the_load_was_warm() {
+    fn measured_is_what_was_due_when_the_load_was_warm() {
         let tally = Tally::new(at(1_000), 0).unwrap();
-        tally.took(Kind::Replay, at(999), at(2_000));
+        tally.took(Kind::Replay, at(500), at(999));
         tally.failed(at(999), "OVERLOADED", "");
         assert_eq!(tally.so_far(), (0, 0));
         tally.took(Kind::Replay, at(1_000), at(9_000));
@@ -199,7 +230,29 @@ mod tests {
         let totals = tally.totals();
         assert_eq!(totals.failed["OVERLOADED"], Failures { count: 2, first: "first".to_owned() });
         let (_, replays) = &totals.times[Kind::Replay as usize];
-        assert!((7_990_000..8_010_000).contains(&replays.max()), "{}", replays.max());
+        assert_eq!(replays.done, 1);
+        assert!((7_990_000..8_010_000).contains(&replays.micros.max()), "{}", replays.micros.max());
+    }
+
+    #[test]
+    fn what_was_due_before_is_seen_to_go_on_and_is_not_measured() {
+        let tally = Tally::new(at(1_000), 0).unwrap();
+        tally.took(Kind::Pair, at(999), at(1_000));
+        assert_eq!(tally.so_far(), (1, 0));
+        let (_, pairs) = &tally.totals().times[Kind::Pair as usize];
+        assert_eq!((pairs.done, pairs.micros.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_never_began_has_waited_and_is_not_done() {
+        let tally = Tally::new(at(1_000), 0).unwrap();
+        tally.waited(Kind::Pair, at(999), at(5_000), 10);
+        tally.waited(Kind::Pair, at(2_000), at(5_000), 3);
+        tally.took(Kind::Pair, at(2_000), at(2_001));
+        let (_, pairs) = &tally.totals().times[Kind::Pair as usize];
+        assert_eq!((pairs.done, pairs.micros.len()), (1, 4));
+        assert!((2_990_000..3_010_000).contains(&pairs.micros.value_at_percentile(50.0)));
+        assert_eq!(tally.so_far(), (1, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use onced::generated::onced_v1::idempotency_service_server::{IdempotencyService,
 use onced_client::v1::session_request::Call;
 use onced_client::v1::session_response::Answer;
 use onced_client::v1::{
-    self, BeginResponse, Claim, CompleteResponse, Completed, SessionRequest, SessionResponse,
+    self, BeginResponse, Claim, CompleteResponse, Completed, InProgress, SessionRequest, SessionResponse,
 };
 use onced_client::{Begun, Outcome};
 use tokio::net::TcpListener;
@@ -37,6 +37,10 @@ pub enum Fault {
     InventsOutcomes,
     /// Every Begin of the load is refused.
     Refuses,
+    /// Every second one is.
+    RefusesHalf,
+    /// Of the load, every second Complete fails.
+    FailsToComplete(Unheard),
     /// The first Begin of the load takes so long.
     StallsOnce(Duration),
     /// Every Begin of the load takes so long.
@@ -45,6 +49,19 @@ pub enum Fault {
     Hangs,
     /// Sessions end after [`SHORT_SESSION`] messages, all of them answered.
     EndsSessions,
+}
+
+/// What a Complete that failed has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unheard {
+    /// It has stored the outcome.
+    Stored,
+    /// Nothing: the key is still held.
+    Nothing,
+    /// It has stored another outcome.
+    OtherBytes,
+    /// It has given the claim back, which nobody asked for.
+    Released,
 }
 
 /// A server on loopback, on the runtime of the test that started it.
@@ -58,7 +75,8 @@ struct Api(Arc<State>);
 
 struct State {
     fault: Fault,
-    stalled: AtomicBool,
+    /// Of the load.
+    begins: AtomicUsize,
     tokens: AtomicUsize,
     sessions: AtomicUsize,
     keys: Mutex<HashMap<String, Key>>,
@@ -76,7 +94,7 @@ impl StandIn {
         let address = listener.local_addr().expect("an address");
         let api = Api(Arc::new(State {
             fault,
-            stalled: AtomicBool::new(false),
+            begins: AtomicUsize::new(0),
             tokens: AtomicUsize::new(1),
             sessions: AtomicUsize::new(0),
             keys: Mutex::default(),
@@ -101,21 +119,28 @@ impl StandIn {
 
 impl Api {
     async fn answer_begin(&self, request: v1::BeginRequest) -> Result<BeginResponse, Status> {
-        let before_the_load = request.key.contains("-replayed-");
-        match self.0.fault {
-            Fault::Hangs => std::future::pending().await,
-            Fault::Refuses if !before_the_load => return Err(Status::resource_exhausted("no room")),
-            Fault::IsSlow(time) if !before_the_load => tokio::time::sleep(time).await,
-            Fault::StallsOnce(time) if !before_the_load && !self.0.stalled.swap(true, Ordering::SeqCst) => {
+        let before_the_load = is_before_the_load(&request.key);
+        let number = if before_the_load { None } else { Some(self.0.begins.fetch_add(1, Ordering::SeqCst)) };
+        match (self.0.fault, number) {
+            (Fault::Hangs, _) => std::future::pending().await,
+            (Fault::Refuses, Some(_)) => return Err(Status::resource_exhausted("no room")),
+            (Fault::RefusesHalf, Some(number)) if number % 2 == 1 => {
+                return Err(Status::resource_exhausted("no room"));
+            }
+            (Fault::IsSlow(time), Some(_)) | (Fault::StallsOnce(time), Some(0)) => {
                 tokio::time::sleep(time).await;
             }
             _ => {}
         }
+        let waits = request.wait.is_some_and(|wait| wait != prost_types::Duration::default());
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             changed.as_mut().enable();
             if let Some(begun) = self.decide(&request.key, before_the_load) {
                 return Ok(BeginResponse { result: Some(begun) });
+            }
+            if !waits {
+                return Ok(BeginResponse { result: Some(Begun::InProgress(InProgress::default())) });
             }
             changed.await;
         }
@@ -146,29 +171,49 @@ impl Api {
         Some(Begun::Completed(Completed { outcome: Some(outcome), fencing_token, ..Completed::default() }))
     }
 
-    fn answer_complete(&self, request: v1::CompleteRequest) -> CompleteResponse {
+    fn answer_complete(&self, request: v1::CompleteRequest) -> Result<CompleteResponse, Status> {
+        let unheard = match self.0.fault {
+            Fault::FailsToComplete(unheard)
+                if request.fencing_token.is_multiple_of(2) && !is_before_the_load(&request.key) =>
+            {
+                Some(unheard)
+            }
+            _ => None,
+        };
         let mut keys = self.0.keys.lock().expect("not poisoned");
-        if let Some(key) = keys.get_mut(&request.key) {
-            key.outcome = request.outcome.map(|outcome| (request.fencing_token, outcome));
+        if let (Some(key), Some(outcome)) = (keys.get_mut(&request.key), request.outcome) {
+            match unheard {
+                None | Some(Unheard::Stored) => key.outcome = Some((request.fencing_token, outcome)),
+                Some(Unheard::OtherBytes) => key.outcome = Some((request.fencing_token, altered(&outcome))),
+                Some(Unheard::Released) => key.claims = 0,
+                Some(Unheard::Nothing) => {}
+            }
         }
         self.0.changed.notify_waiters();
-        CompleteResponse::default()
+        match unheard {
+            None => Ok(CompleteResponse::default()),
+            Some(_) => Err(Status::unavailable("no answer")),
+        }
     }
 
     async fn answer(&self, call: Call) -> Answer {
         match call {
-            Call::Begin(request) => match self.answer_begin(request).await {
-                Ok(answer) => Answer::Begin(answer),
-                Err(status) => Answer::Error(tonic_types::pb::Status {
-                    code: status.code() as i32,
-                    message: status.message().to_owned(),
-                    details: Vec::new(),
-                }),
-            },
-            Call::Complete(request) => Answer::Complete(self.answer_complete(request)),
+            Call::Begin(request) => self.answer_begin(request).await.map_or_else(refused, Answer::Begin),
+            Call::Complete(request) => self.answer_complete(request).map_or_else(refused, Answer::Complete),
             other => panic!("nobody sends this: {other:?}"),
         }
     }
+}
+
+/// Whether the load completes this key before it begins, to replay it.
+fn is_before_the_load(key: &str) -> bool {
+    key.contains("-replayed-")
+}
+
+#[allow(clippy::needless_pass_by_value)] // As `map_or_else` hands it on.
+fn refused(status: Status) -> Answer {
+    let message = status.message().to_owned();
+    Answer::Error(tonic_types::pb::Status { code: status.code() as i32, message, details: Vec::new() })
 }
 
 fn altered(outcome: &Outcome) -> Outcome {
@@ -196,7 +241,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::CompleteRequest>,
     ) -> Result<Response<CompleteResponse>, Status> {
-        Ok(Response::new(self.answer_complete(request.into_inner())))
+        self.answer_complete(request.into_inner()).map(Response::new)
     }
 
     async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
