@@ -74,7 +74,7 @@ def machine(peers, growth):
         f"- temporary directory on {about['filesystem']}; to append 4 KiB and sync takes {number(sync['p50'])} ms "
         f"(p99 {number(sync['p99'])} ms)",
         f"- outcomes of {peers['payload_bytes']} bytes",
-        f"- tables of revision {about['revision']}, plots of revision {growth.get('machine', about)['revision']}",
+        f"- tables of revision {about['revision']}, plots of {growth.get('machine', {}).get('revision', 'an earlier one')}",
         *(f"- {version}" for version in versions),
     ]
     missing = [f"- `{way}` is **missing**: {why}" for way, why in peers["missing"].items()]
