@@ -126,7 +126,7 @@ func (c *Claim) LockLeft() time.Duration {
 	return max(c.ends-c.client.clock(), 0)
 }
 
-// Lost is closed when the claim no longer protects the work. The context of the work ends then, too.
+// Lost is closed when the claim no longer protects the work. The context of the work has ended by then, too.
 func (c *Claim) Lost() <-chan struct{} { return c.lost }
 
 // WhyLost is 0 while the claim protects the work.
@@ -179,8 +179,9 @@ func (c *Claim) loseLocked(why Lost) {
 	first := c.why == 0
 	c.why = why
 	if first {
-		close(c.lost)
+		// In this order: whoever wakes by Lost finds the context ended.
 		c.cancel(&ClaimLostError{Lost: why})
+		close(c.lost)
 	}
 }
 
