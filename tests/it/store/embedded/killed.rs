@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use onced_client::v1::{self, begin_response, lookup_response};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::onced::{KillOnDrop, ServerProcess, onced};
 use crate::support::rounds::rounds;
@@ -39,6 +40,9 @@ const LATER_MS: Range<u64> = 0..3;
 const MOVING_MS: Range<u64> = 0..30;
 /// By then the keys are done with, or a move has begun, on the slowest of machines.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long after the kill a call is waited for. Once, a call whose connection was gone had not ended minutes later: the
+/// HTTP/2 client had lost it. It was not answered, whatever became of it.
+const LOST_AFTER: Duration = Duration::from_secs(10);
 const CALLERS: usize = 8;
 const NAMESPACE: &str = "orders";
 /// What the server holds it keeps past the end of the test.
@@ -165,18 +169,26 @@ impl Work {
 }
 
 /// Works on one new key after another until the server is killed; adds a permit for each that it is done with.
-async fn work_on(mut calls: Calls, killed: Arc<AtomicBool>, keys_done: Arc<Semaphore>) -> Vec<Work> {
+async fn work_on(mut calls: Calls, killed: CancellationToken, keys_done: Arc<Semaphore>) -> Vec<Work> {
     let mut works = Vec::new();
     loop {
         let mut work = Work::new();
-        let done = work.go_on(&mut calls).await;
+        let done = tokio::select! {
+            done = work.go_on(&mut calls) => done,
+            () = long_after(&killed) => Err(tonic::Status::cancelled("its server was killed long ago")),
+        };
         works.push(work);
         if let Err(status) = done {
-            assert!(killed.load(Ordering::SeqCst), "{status:?}");
+            assert!(killed.is_cancelled(), "{status:?}");
             return works;
         }
         keys_done.add_permits(1);
     }
+}
+
+async fn long_after(killed: &CancellationToken) {
+    killed.cancelled().await;
+    tokio::time::sleep(LOST_AFTER).await;
 }
 
 async fn audit(works: &mut [Work], server: SocketAddr) {
@@ -282,11 +294,11 @@ async fn kill_some_times(kills: usize, at_a_move: bool) -> Totals {
     let at_a_move = at_a_move.then(|| fastrand::usize(0..kills));
     for kill in 0..kills {
         let before = halves(directory.path());
-        let (killed, keys_done) = (Arc::new(AtomicBool::new(false)), Arc::new(Semaphore::new(0)));
+        let (killed, keys_done) = (CancellationToken::new(), Arc::new(Semaphore::new(0)));
         let mut callers = JoinSet::new();
         let calls = Calls::to(server.address()).await;
         for _ in 0..CALLERS {
-            callers.spawn(work_on(calls.clone(), Arc::clone(&killed), Arc::clone(&keys_done)));
+            callers.spawn(work_on(calls.clone(), killed.clone(), Arc::clone(&keys_done)));
         }
         let at_a_move = at_a_move == Some(kill);
         let later_ms = if at_a_move {
@@ -298,7 +310,7 @@ async fn kill_some_times(kills: usize, at_a_move: bool) -> Totals {
             fastrand::u64(LATER_MS)
         };
         tokio::time::sleep(Duration::from_millis(later_ms)).await;
-        killed.store(true, Ordering::SeqCst);
+        killed.cancel();
         let early = fastrand::usize(0..3).saturating_sub(1);
         block_in_place(|| {
             server.kill();
