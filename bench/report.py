@@ -3,8 +3,8 @@
 
     report.py RESULTS DOCS
 
-RESULTS holds peers.json, and may hold growth.json. In DOCS/benchmarks.md, what stands between `<!-- NAME -->` and `<!-- /NAME -->`
-is replaced; the plots go to DOCS/benchmarks/.
+RESULTS holds peers.json, and may hold growth.json. In DOCS/benchmarks.md, what stands between `<!-- NAME -->` and
+`<!-- /NAME -->` is replaced; the plots go to DOCS/benchmarks/.
 """
 
 import json
@@ -69,12 +69,13 @@ def machine(peers, growth):
     about, sync = peers["machine"], peers["machine"]["sync_ms"]
     versions = sorted(set(", ".join(peers["versions"].values()).split(", ")) - {""})
     memory = int(about["memory"].split()[0]) / 2**20
+    plotted = growth.get("machine", {}).get("revision", "an earlier one")
     lines = [
         f"- {about['cpu']}, {about['cores']} cores, {memory:.0f} GiB of memory, {about['system']}",
         f"- temporary directory on {about['filesystem']}; to append 4 KiB and sync takes {number(sync['p50'])} ms "
         f"(p99 {number(sync['p99'])} ms)",
         f"- outcomes of {peers['payload_bytes']} bytes",
-        f"- tables of revision {about['revision']}, plots of {growth.get('machine', {}).get('revision', 'an earlier one')}",
+        f"- tables of revision {about['revision']}, plots of {plotted}",
         *(f"- {version}" for version in versions),
     ]
     missing = [f"- `{way}` is **missing**: {why}" for way, why in peers["missing"].items()]

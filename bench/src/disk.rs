@@ -9,8 +9,8 @@ const SECTORS_WRITTEN: usize = 9;
 
 /// Bytes written so far to the disk that the temporary directory is on, by whatever runs here; `None` if it is on none.
 ///
-/// What the kernel counts for a process is of no use: it counts whole pieces of its cache, and eight kilobytes within a file
-/// that was once filled in large pieces can count as two megabytes.
+/// What the kernel counts for a process is of no use: it counts whole pieces of its cache, and eight kilobytes within a
+/// file that was once filled in large pieces can count as two megabytes.
 pub fn written() -> Option<f64> {
     let device = std::env::temp_dir().metadata().ok()?.dev();
     let (major, minor) = (rustix::fs::major(device).to_string(), rustix::fs::minor(device).to_string());

@@ -206,8 +206,10 @@ async fn try_run(args: &BenchArgs) -> Result<Report, Problem> {
     let longest = LOCK_TTL_MAX.saturating_sub(LOCK_MARGIN) / 2;
     if connect.timeout > longest {
         let (most, sent) = (time(longest), time(connect.timeout));
-        let text =
-            format!("--timeout must be {most} at most, as locks live 5s longer than twice that: not {sent}");
+        let margin = time(LOCK_MARGIN);
+        let text = format!(
+            "--timeout must be {most} at most, as locks live {margin} longer than twice that: not {sent}"
+        );
         return Err(Problem::Usage(text));
     }
     let client = connect.client()?;
@@ -237,7 +239,7 @@ async fn try_run(args: &BenchArgs) -> Result<Report, Problem> {
 fn no_load(refusal: Refusal) -> Problem {
     let advice = match (refusal.reason, refusal.code) {
         (Some(ErrorReason::TtlOutOfRange), _) => {
-            Some("locks live 5s longer than twice --timeout: shorten it")
+            Some("locks live somewhat longer than twice --timeout: shorten it")
         }
         (Some(ErrorReason::RetentionOutOfRange), _) => Some(
             "records are kept for the load, its last calls, and --retention: change that, or shorten --duration",

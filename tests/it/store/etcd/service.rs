@@ -39,6 +39,7 @@ impl Stage {
         let servers =
             [TestServer::start(open(&config).await).await, TestServer::start(open(&beside).await).await];
         let callers = [Unary(servers[0].client().await), Unary(servers[1].client().await)];
+        proxy.spare_probes();
         proxy.plan("", nth, Fate::LoseAnswer);
         Self { proxy, callers, _servers: servers }
     }
