@@ -59,8 +59,6 @@ faults! {
     HeldRecordExpires => "claims" breaks "who counts its lock as held holds the key",
     /// Tokens count the claims of one life of a key, and so begin anew with the next.
     TokenPerKey => "claims" breaks "tokens strictly increase",
-    /// A cache takes in what was read before the purge that it has already done.
-    CacheInsertAfterPurge => "cache" breaks "nothing is served that was deleted long ago, or has expired",
     /// Records that are held for an operator expire like others.
     HoldExpires => "hold" breaks "what is in doubt is not run again",
     /// Complete takes any outcome that it finds for its own.
@@ -94,10 +92,4 @@ faults! {
     RetentionByWallClock => "restarts" breaks "an acknowledged outcome is there for its retention",
     /// The embedded store answers a write before it is durable.
     AnsweredBeforeDurable => "restarts" breaks "an acknowledged outcome is there for its retention",
-    /// Delete and its marker are written one after the other.
-    MarkerApart => "cache" breaks "nothing is served that was deleted long ago, or has expired",
-    /// A cache counts its freshness from when the marker's read was answered.
-    FreshFromAnswer => "cache" breaks "nothing is served that was deleted long ago, or has expired",
-    /// A cache serves what has expired.
-    ServedPastExpiry => "cache" breaks "nothing is served that was deleted long ago, or has expired",
 }

@@ -8,12 +8,10 @@
 //! - [`rooms`]: callers of one server share reads.
 //! - [`batches`]: writes share transactions.
 //! - [`restarts`]: the embedded store dies and starts again.
-//! - [`cache`]: a cache of replays, which there is none of yet.
 //! - [`fault`]: the faults that each of them must find.
 //! - [`suite`]: which sizes there are, and who finds what.
 
 pub mod batches;
-pub mod cache;
 pub mod check;
 pub mod fault;
 pub mod protocol;

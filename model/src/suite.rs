@@ -1,7 +1,6 @@
 //! Which models there are, at which sizes, and which of them is to find which fault.
 
 use crate::batches::Batches;
-use crate::cache::Cache;
 use crate::check::{self, Figures, check};
 use crate::fault::Fault;
 use crate::protocol::Protocol;
@@ -35,7 +34,6 @@ enum Kind {
     Rooms(Rooms),
     Batches(Batches),
     Restarts(Restarts),
-    Cache(Cache),
 }
 
 /// The main model with the moves that all have: each caller begins, completes, and does so again.
@@ -115,10 +113,6 @@ pub fn subjects(size: Size) -> Vec<Subject> {
             }),
         ),
         subject("restarts", Kind::Restarts(Restarts { end: ticks, deaths: 1 + size as u8, fault: None })),
-        subject(
-            "cache",
-            Kind::Cache(Cache { end: ticks + 1, lives: if size == Size::Huge { 3 } else { 2 }, fault: None }),
-        ),
     ]
 }
 
@@ -130,7 +124,6 @@ impl Subject {
             Kind::Rooms(model) => check(model, self.sought, threads, progress),
             Kind::Batches(model) => check(model, self.sought, threads, progress),
             Kind::Restarts(model) => check(model, self.sought, threads, progress),
-            Kind::Cache(model) => check(model, self.sought, threads, progress),
         }
     }
 
@@ -141,7 +134,6 @@ impl Subject {
             Kind::Rooms(model) => check::promises(model),
             Kind::Batches(model) => check::promises(model),
             Kind::Restarts(model) => check::promises(model),
-            Kind::Cache(model) => check::promises(model),
         }
     }
 
@@ -152,7 +144,6 @@ impl Subject {
             Kind::Rooms(model) => &mut model.fault,
             Kind::Batches(model) => &mut model.fault,
             Kind::Restarts(model) => &mut model.fault,
-            Kind::Cache(model) => &mut model.fault,
         };
         *planted = Some(fault);
         self.sought = Some(fault.breaks());

@@ -44,7 +44,6 @@ models! {
     rooms_share_reads_that_are_fresh: "rooms",
     batches_decide_each_write_for_itself: "batches",
     restarts_shorten_no_lock_and_lose_no_outcome: "restarts",
-    a_cache_serves_nothing_that_is_gone: "cache",
 }
 
 #[test]

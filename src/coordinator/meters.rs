@@ -16,14 +16,15 @@ use crate::telemetry::span::Span;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Trip {
     Load,
+    Check,
     Swap,
     Watch,
     Scan,
 }
 
-const TRIPS: [&str; 4] = ["load", "swap", "watch", "scan"];
+const TRIPS: [&str; 5] = ["load", "check", "swap", "watch", "scan"];
 /// The same as spans.
-const SPANS: [&str; 4] = ["store.load", "store.swap", "store.watch", "store.scan"];
+const SPANS: [&str; 5] = ["store.load", "store.check", "store.swap", "store.watch", "store.scan"];
 
 impl Trip {
     /// The name of its span.
@@ -157,7 +158,7 @@ mod tests {
                 false => name + &c.to_ascii_lowercase().to_string(),
             })
         };
-        for trip in [Trip::Load, Trip::Swap, Trip::Watch, Trip::Scan] {
+        for trip in [Trip::Load, Trip::Check, Trip::Swap, Trip::Watch, Trip::Scan] {
             assert_eq!(TRIPS[trip as usize], snake(format!("{trip:?}")));
             assert_eq!(trip.span(), format!("store.{}", TRIPS[trip as usize]));
         }

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Moment, wall_time};
 use crate::record::{Begin, Command, Key, Lock, Namespace, Record, RecordKey, Refusal, View};
-use crate::store::{Expected, Loaded, RecordStore, Revision, StoreError, Swapped, Watch};
+use crate::store::{Expected, Loaded, Recalled, RecordStore, Revision, StoreError, Swapped, Watch};
 use crate::telemetry::span::{self, Span};
 use crate::telemetry::trace::TraceParent;
 use meters::{Meters, Outcome, Trip};
@@ -275,6 +275,18 @@ impl Inner {
     ) -> Result<Option<Loaded>, StoreError> {
         let load = self.store.load(key);
         self.trip(Trip::Load, places, load, StoreError::NotApplied).await.map_err(|error| error.of(key))
+    }
+
+    /// What the store has in memory of a record, if that stands.
+    async fn recall(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError> {
+        match self.store.recall(key) {
+            None => Ok(None),
+            Some(Recalled::Now(loaded)) => Ok(Some(loaded)),
+            Some(Recalled::Checked(check)) => {
+                let checked = self.trip(Trip::Check, span::place(), check, StoreError::NotApplied).await;
+                checked.map_err(|error| error.of(key))
+            }
+        }
     }
 
     async fn swap(

@@ -115,10 +115,11 @@ impl Rooms {
     }
 }
 
-/// Enters the room of `key` and waits for the answer; unless the store can tell at once that the key is completed, which
-/// no room would change.
+/// Enters the room of `key` and waits for the answer; unless the store has in memory that the key is completed, which no
+/// room would change.
 pub(super) async fn ask(inner: &Arc<Inner>, key: &RecordKey, wish: Wish, patience: Patience) -> Reply {
-    if let Some(told) = inner.store.recall(key).and_then(|recalled| wish.replay(&recalled, wall_time())) {
+    let recalled = inner.recall(key).await.map_err(Error::Store)?;
+    if let Some(told) = recalled.and_then(|recalled| wish.replay(&recalled, wall_time())) {
         let view = told?;
         inner.meters.replays_of_memory.increment(1);
         return Ok(Begun::Standing(view));

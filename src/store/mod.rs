@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod hub;
 #[doc(hidden)]
 pub mod measuring;
+mod remembered;
 #[cfg(test)]
 mod schedules;
 mod sync;
@@ -26,6 +27,7 @@ mod sync;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use crate::record::{Key, Lock, Namespace, Record, RecordKey, Seen};
 
@@ -40,8 +42,8 @@ pub trait RecordStore: Send + Sync + 'static {
     /// `NotApplied` if the store does not answer, `Corrupt` if what is there cannot be read.
     async fn load(&self, key: &RecordKey) -> Result<Option<Loaded>, StoreError>;
 
-    /// What a `load` called now would bring, where the store can tell at once, from memory; `None` where it cannot.
-    fn recall(&self, _key: &RecordKey) -> Option<Loaded> {
+    /// What a `load` called now would bring, where that is in memory; `None` where it is not.
+    fn recall<'a>(&'a self, _key: &'a RecordKey) -> Option<Recalled<'a>> {
         None
     }
 
@@ -115,6 +117,14 @@ impl Loaded {
     pub fn seen(&self) -> Seen<'_> {
         Seen { record: &self.record, lock: self.lock }
     }
+}
+
+/// What is in memory of a record.
+pub enum Recalled<'a> {
+    /// This is what stands.
+    Now(Loaded),
+    /// Whether it still stands is to be asked first: `None` if not. It fails as a `load` does.
+    Checked(BoxFuture<'a, Result<Option<Loaded>, StoreError>>),
 }
 
 /// What came of a swap.

@@ -82,8 +82,8 @@ declare! {
     /// Begin resumed them)
     UNRECEIVED_CLAIMS = "onced_unreceived_claims_total", Counter ["end"];
     /// Outcomes that Begins and Lookups were answered with, by where they came from: store (read for this caller), or
-    /// memory (known here: a Complete passed through this server, others had read it, or the embedded store has it in
-    /// memory)
+    /// memory (known here: a Complete passed through this server, others had read it, the embedded store has it in
+    /// memory, or it was read from etcd before and etcd says that it still stands)
     REPLAYS = "onced_replays_total", Counter ["source"];
     /// Claims that this server wrote last and saw no end of, 16384 at most; one that lapsed unseen is among them
     CLAIMS_OPEN = "onced_claims_open", Gauge [];
@@ -127,7 +127,7 @@ declare! {
     READY = "onced_ready", Gauge [];
     /// Probes of the store that it did not answer; ten seconds of them make a server unready
     FAILED_PROBES = "onced_store_probe_failures_total", Counter [];
-    /// How long trips to the store took: load, swap, watch or scan, by outcome: done, conflict, not_applied,
+    /// How long trips to the store took: load, check (of what is in memory), swap, watch or scan, by outcome: done, conflict, not_applied,
     /// unknown, full, corrupt, or timeout
     STORE_OPERATION_DURATION = "onced_store_operation_duration_seconds", Times ["operation", "outcome"];
     /// Trips to the store that came upon a record which cannot be read

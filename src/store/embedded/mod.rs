@@ -20,7 +20,6 @@ mod reads;
 #[cfg(test)]
 mod reads_tests;
 mod recent;
-mod remembered;
 mod space;
 mod sweep;
 mod times;
@@ -47,7 +46,7 @@ use redb::backends::InMemoryBackend;
 use tokio::sync::watch;
 
 use super::hub::Hub;
-use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use super::{Expected, Loaded, Page, Recalled, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::Clock;
 use crate::record::{Key, Namespace, Record, RecordKey};
 use alarms::Alarms;
@@ -278,12 +277,12 @@ impl RecordStore for EmbeddedStore {
         self.read(move |shared| shared.data.load(&key)).await
     }
 
-    fn recall(&self, key: &RecordKey) -> Option<Loaded> {
+    fn recall<'a>(&'a self, key: &'a RecordKey) -> Option<Recalled<'a>> {
         if self.shared.failure.borrow().is_some() {
             return None;
         }
         // An error is told by the load that follows.
-        self.shared.data.load_recent(key, RECALLED_MAX_BYTES)?.ok()?
+        self.shared.data.load_recent(key, RECALLED_MAX_BYTES)?.ok()?.map(Recalled::Now)
     }
 
     async fn swap(

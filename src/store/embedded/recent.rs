@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::remembered::Remembered;
+use crate::store::remembered::Remembered;
 
 /// Rows by name, with what stands in them; `None` for one that was removed.
 pub(super) type RowMap = HashMap<Vec<u8>, Option<Bytes>>;
@@ -32,7 +32,7 @@ struct State {
     moving: Option<Arc<RowMap>>,
     /// Somebody waits for the move under way, or soon will.
     hurried: bool,
-    remembered: Remembered,
+    remembered: Remembered<Vec<u8>, Bytes>,
     /// Nothing is moved any more.
     stuck: bool,
 }
@@ -52,7 +52,7 @@ impl Recent {
     pub(super) fn remember(&self, row: &[u8], value: &[u8], moves: u64) {
         let mut state = self.lock();
         if moves == self.moves() && state.written(row).is_none() {
-            state.remembered.put(row, value);
+            state.remembered.put(row.to_vec(), row.len() + value.len(), || Bytes::copy_from_slice(value));
         }
     }
 
@@ -75,7 +75,7 @@ impl Recent {
     /// Shows what is in the log now.
     pub(super) fn add(&self, rows: RowMap) {
         let mut state = self.lock();
-        rows.keys().for_each(|row| state.remembered.forget(row));
+        rows.keys().for_each(|row| state.remembered.forget(row.as_slice()));
         state.newest.extend(rows);
     }
 

@@ -11,6 +11,7 @@
 //! - `leases`: the shared leases.
 //! - `write`: conditional writes, and the transactions that carry them.
 //! - `queue`, `commit`, `read`: group commit, of writes and of reads.
+//! - `outcomes`: those that were read lately.
 //! - `lapses`: which locks are known to be over.
 //! - `watch`: watches that go on after a stream is lost.
 
@@ -31,6 +32,7 @@ mod leases;
 #[doc(hidden)]
 pub mod measuring;
 mod open;
+mod outcomes;
 mod queue;
 mod read;
 mod status;
@@ -50,13 +52,14 @@ use self::commit::Commits;
 use self::keyspace::Keyspace;
 use self::lapses::Lapses;
 use self::leases::{Lease, Leases, Purpose};
+use self::outcomes::Outcomes;
 use self::read::Reads;
 use self::status::Room;
 use self::watch::{Hints, Subject, Watcher};
 use self::write::{Put, Write, Written, mod_revision, revision};
 use super::encoding::{Placement, decode, encode};
 use super::hub::Hub;
-use super::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use super::{Expected, Loaded, Page, Recalled, RecordStore, StoreError, Swapped, Watch};
 use crate::clock::{Clock, Moment};
 use crate::record::{Key, Lifetime, Lock, Namespace, Record, RecordKey};
 
@@ -121,6 +124,7 @@ pub struct EtcdStore {
     retentions: Leases,
     commits: Commits,
     reads: Reads,
+    outcomes: Outcomes,
     records_watcher: Watcher,
     room: Room,
     /// Watches as long as the store lives.
@@ -150,6 +154,7 @@ impl EtcdStore {
             retentions: leases(Purpose::Retention),
             commits: Commits::new(client.clone(), keyspace.clone(), home, clock.clone()),
             reads: Reads::new(client.clone()),
+            outcomes: Outcomes::default(),
             records_watcher: Watcher::start(client.clone(), hints),
             _sentinels_watcher: sentinels_watcher,
             room: Room::watch(client.clone(), keyspace.meta(), config.size),
@@ -182,7 +187,10 @@ impl EtcdStore {
             let (loaded, lease) = self.read(key, &kv)?;
             match lease {
                 Some(lease) if self.is_over(lease).await? => {}
-                Some(_) | None => return Ok(Some(loaded)),
+                Some(_) | None => {
+                    self.outcomes.remember(key, &loaded.record, kv);
+                    return Ok(Some(loaded));
+                }
             }
             // A claim that was renewed in time leaves its old lease to end. It has lapsed only if it is found
             // on that lease after the end.
@@ -360,6 +368,19 @@ impl RecordStore for EtcdStore {
             Some(kv) => self.loaded(key, kv).await,
             None => Ok(None),
         }
+    }
+
+    fn recall<'a>(&'a self, key: &'a RecordKey) -> Option<Recalled<'a>> {
+        let kv = self.outcomes.get(key)?;
+        Some(Recalled::Checked(Box::pin(async move {
+            // What was not written since is as it was, so that etcd need not send it again.
+            let now = self.reads.mod_revision(self.keyspace.record(key)).await.map_err(CallError::of_read)?;
+            if now != kv.mod_revision() {
+                self.outcomes.forget(key);
+                return Ok(None);
+            }
+            self.read(key, &kv).map(|(loaded, _)| Some(loaded))
+        })))
     }
 
     async fn swap(

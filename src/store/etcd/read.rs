@@ -97,7 +97,16 @@ impl Batches for Transactions {
     type Job = Job;
 
     fn take(&self, waiting: &mut VecDeque<Job>) -> Vec<Job> {
-        waiting.drain(..waiting.len().min(READS_MAX)).filter(|job| !job.answer.is_closed()).collect()
+        let mut batch = Vec::new();
+        while batch.len() < READS_MAX
+            && let Some(job) = waiting.pop_front()
+        {
+            // However many have left, they keep nobody waiting.
+            if !job.answer.is_closed() {
+                batch.push(job);
+            }
+        }
+        batch
     }
 
     async fn run(&self, batch: Vec<Job>) {

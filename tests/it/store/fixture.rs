@@ -11,7 +11,7 @@ use onced::record::{
     DoubtCause, FencingToken, Key, Lock, Namespace, OnLapse, Outcome, OutcomeResult, Record, RecordKey,
     RequestId, State, Timestamp,
 };
-use onced::store::{Expected, Loaded, RecordStore, Revision, Swapped};
+use onced::store::{Expected, Loaded, Recalled, RecordStore, Revision, Swapped};
 
 /// A store under test, with fresh data of its own, and power over its world.
 #[async_trait]
@@ -107,6 +107,14 @@ pub async fn write(
 /// Creates a record that must be absent.
 pub async fn create(store: &Arc<dyn RecordStore>, key: &RecordKey, record: &Record) -> Revision {
     write(store, key, Expected::Absent, Some(record)).await
+}
+
+/// What is in memory of a record, and stands.
+pub async fn recall(store: &Arc<dyn RecordStore>, key: &RecordKey) -> Option<Loaded> {
+    match store.recall(key)? {
+        Recalled::Now(loaded) => Some(loaded),
+        Recalled::Checked(check) => check.await.unwrap(),
+    }
 }
 
 /// Loads a record that must be there.

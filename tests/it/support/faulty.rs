@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use onced::record::{Key, Namespace, Record, RecordKey};
-use onced::store::{Expected, Loaded, Page, RecordStore, StoreError, Swapped, Watch};
+use onced::store::{Expected, Loaded, Page, Recalled, RecordStore, StoreError, Swapped, Watch};
 use tokio::sync::Semaphore;
 
 /// What befalls one operation.
@@ -182,7 +182,7 @@ impl RecordStore for FaultyStore {
         }
     }
 
-    fn recall(&self, key: &RecordKey) -> Option<Loaded> {
+    fn recall<'a>(&'a self, key: &'a RecordKey) -> Option<Recalled<'a>> {
         self.recalls.load(Ordering::SeqCst).then(|| self.inner.recall(key)).flatten()
     }
 

@@ -11,7 +11,7 @@ use onced::store::{Expected, Revision, Swapped};
 use tokio::task::JoinSet;
 
 use crate::store::fixture::{
-    Fixture, as_written, claim, completed, create, held, in_doubt, key, lapse, load, write,
+    Fixture, as_written, claim, completed, create, held, in_doubt, key, lapse, load, recall, write,
 };
 
 pub async fn creates_only_what_is_absent(fixture: &impl Fixture) {
@@ -93,7 +93,7 @@ pub async fn what_is_recalled_is_what_a_load_would_bring(fixture: &impl Fixture)
     let (store, key) = (fixture.store().await, key("k"));
     let there = async || {
         let loaded = store.load(&key).await.unwrap();
-        let recalled = store.recall(&key);
+        let recalled = recall(&store, &key).await;
         assert!(recalled.is_none() || recalled == loaded, "{recalled:?} instead of {loaded:?}");
     };
     there().await;
@@ -106,7 +106,7 @@ pub async fn what_is_recalled_is_what_a_load_would_bring(fixture: &impl Fixture)
     create(&store, &key, &completed("again", "done")).await;
     there().await;
     fixture.expire(&key).await;
-    assert_eq!(store.recall(&key), None);
+    assert_eq!(recall(&store, &key).await, None);
 }
 
 pub async fn delete_with_a_stale_revision_loses(fixture: &impl Fixture) {

@@ -9,7 +9,7 @@ use onced::store::{Expected, RecordStore};
 
 use super::ManualClock;
 use super::disk::Disk;
-use crate::store::fixture::{as_written, claim, completed, create, in_progress, key, load, write};
+use crate::store::fixture::{as_written, claim, completed, create, in_progress, key, load, recall, write};
 
 const LIFETIME: Duration = RETENTION_MIN.checked_add(RETENTION_MARGIN).unwrap();
 const MOMENT: Duration = Duration::from_millis(1);
@@ -92,7 +92,7 @@ async fn small_records_that_were_written_lately_are_told_at_once() {
     let store = open(&Disk::in_memory(), &ManualClock::default());
     let (small, large) = (completed("holder", vec![9; 10_000]), completed("holder", vec![9; 20_000]));
     let revision = create(&store, &key("small"), &small).await;
-    assert_eq!(store.recall(&key("small")), Some(as_written(&small, revision)));
+    assert_eq!(recall(&store, &key("small")).await, Some(as_written(&small, revision)));
     create(&store, &key("large"), &large).await;
-    assert_eq!(store.recall(&key("large")), None);
+    assert_eq!(recall(&store, &key("large")).await, None);
 }

@@ -12,6 +12,7 @@ mod late_writes;
 mod leases;
 mod lost_answers;
 mod opening;
+mod outcomes;
 mod revoked;
 mod service;
 mod size;
