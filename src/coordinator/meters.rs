@@ -75,6 +75,18 @@ impl Outcome {
     }
 }
 
+/// What a check of what is in memory brought; `None`: it no longer stands.
+pub(super) struct Checked(pub(super) Option<Loaded>);
+
+impl From<&Checked> for Outcome {
+    fn from(checked: &Checked) -> Self {
+        match checked.0 {
+            Some(_) => Outcome::Done,
+            None => Outcome::Conflict,
+        }
+    }
+}
+
 impl From<&Swapped> for Outcome {
     fn from(swapped: &Swapped) -> Self {
         match swapped {

@@ -28,7 +28,7 @@ use crate::record::{Begin, Command, Key, Lock, Namespace, Record, RecordKey, Ref
 use crate::store::{Expected, Loaded, Recalled, RecordStore, Revision, StoreError, Swapped, Watch};
 use crate::telemetry::span::{self, Span};
 use crate::telemetry::trace::TraceParent;
-use meters::{Meters, Outcome, Trip};
+use meters::{Checked, Meters, Outcome, Trip};
 use rooms::{LatestView, Rooms, Ticket};
 use waiter::Wish;
 
@@ -283,8 +283,9 @@ impl Inner {
             None => Ok(None),
             Some(Recalled::Now(loaded)) => Ok(Some(loaded)),
             Some(Recalled::Checked(check)) => {
+                let check = async { check.await.map(Checked) };
                 let checked = self.trip(Trip::Check, span::place(), check, StoreError::NotApplied).await;
-                checked.map_err(|error| error.of(key))
+                checked.map(|Checked(standing)| standing).map_err(|error| error.of(key))
             }
         }
     }

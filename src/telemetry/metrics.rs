@@ -127,8 +127,8 @@ declare! {
     READY = "onced_ready", Gauge [];
     /// Probes of the store that it did not answer; ten seconds of them make a server unready
     FAILED_PROBES = "onced_store_probe_failures_total", Counter [];
-    /// How long trips to the store took: load, check (of what is in memory), swap, watch or scan, by outcome: done, conflict, not_applied,
-    /// unknown, full, corrupt, or timeout
+    /// How long trips to the store took: load, check (whether what is in memory still stands), swap, watch or scan, by
+    /// outcome: done, conflict (it had changed meanwhile), not_applied, unknown, full, corrupt, or timeout
     STORE_OPERATION_DURATION = "onced_store_operation_duration_seconds", Times ["operation", "outcome"];
     /// Trips to the store that came upon a record which cannot be read
     RECORDS_CORRUPT = "onced_records_corrupt_total", Counter [];

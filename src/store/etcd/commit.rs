@@ -145,12 +145,16 @@ impl Commits {
 impl Batches for Transactions {
     type Job = Job;
 
+    fn is_wanted(job: &Job) -> bool {
+        !job.answer.is_closed()
+    }
+
     fn take(&self, waiting: &mut VecDeque<Job>) -> Vec<Job> {
         let mut batch = Vec::new();
         let mut again = Vec::new();
         let mut load = Load::new(self.pace.writes_max.load(Ordering::Relaxed));
         while let Some(job) = waiting.pop_front() {
-            if job.answer.is_closed() {
+            if !Self::is_wanted(&job) {
                 // Its caller has left: it never happens.
                 continue;
             }

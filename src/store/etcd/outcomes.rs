@@ -1,4 +1,5 @@
-//! Outcomes that were read lately, in memory: all that etcd has to tell again of a completed record is that it is there.
+//! Outcomes that were read lately, in memory: all that etcd has to tell again of a completed record is that it is there,
+//! unchanged.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -15,6 +15,9 @@ pub(super) trait Batches: Send + Sync + 'static {
     /// What is asked for. It holds what its answer goes to.
     type Job: Send + 'static;
 
+    /// Whether anybody still waits for the answer to a job.
+    fn is_wanted(job: &Self::Job) -> bool;
+
     /// Takes the next batch from a queue that is not empty; those not taken stay for a later one.
     fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job>;
 
@@ -36,19 +39,26 @@ struct Inner<B: Batches> {
 
 struct State<J> {
     waiting: VecDeque<J>,
+    /// With so many waiting, those that nobody wants any more are dropped.
+    clear_at: usize,
     in_flight: usize,
 }
 
 impl<B: Batches> Queue<B> {
     /// An empty queue. A batch is full with `full` jobs, and `in_flight_max` may be on their way at once.
     pub(super) fn new(batches: B, in_flight_max: usize, full: usize) -> Self {
-        let state = Mutex::new(State { waiting: VecDeque::new(), in_flight: 0 });
+        let state = Mutex::new(State { waiting: VecDeque::new(), clear_at: 0, in_flight: 0 });
         Self(Arc::new(Inner { batches, in_flight_max, full, state }))
     }
 
     /// Adds a job. It is done whether or not anybody waits for its answer.
     pub(super) fn push(&self, job: B::Job) {
         let mut state = self.0.state();
+        // While a store is slow, callers who come and go are not to fill the memory.
+        if state.waiting.len() >= state.clear_at {
+            state.waiting.retain(B::is_wanted);
+            state.clear_at = 2 * (state.waiting.len() + self.0.full);
+        }
         state.waiting.push_back(job);
         if state.in_flight < self.0.in_flight_max && state.is_due(self.0.full) {
             state.in_flight += 1;
@@ -127,6 +137,10 @@ mod tests {
     impl Batches for Fragile {
         type Job = Option<oneshot::Sender<()>>;
 
+        fn is_wanted(job: &Self::Job) -> bool {
+            job.as_ref().is_none_or(|answer| !answer.is_closed())
+        }
+
         fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job> {
             waiting.pop_front().into_iter().collect()
         }
@@ -148,6 +162,22 @@ mod tests {
         queue.push(None);
         queue.push(Some(answer));
         tokio::time::timeout(Duration::from_secs(10), answered).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn those_who_left_do_not_fill_a_queue_that_stands_still() {
+        let queue = Queue::new(Fragile, 0, 100);
+        let mut wanted = Vec::new();
+        for number in 0..10_000 {
+            let (answer, answered) = oneshot::channel();
+            queue.push(Some(answer));
+            if number % 100 == 0 {
+                wanted.push(answered);
+            }
+        }
+        let state = queue.0.state();
+        assert!(state.waiting.len() <= 2 * (wanted.len() + 100), "{} wait", state.waiting.len());
+        assert_eq!(state.waiting.iter().filter(|job| Fragile::is_wanted(job)).count(), wanted.len());
     }
 
     #[test]

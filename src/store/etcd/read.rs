@@ -96,17 +96,12 @@ impl Reads {
 impl Batches for Transactions {
     type Job = Job;
 
+    fn is_wanted(job: &Job) -> bool {
+        !job.answer.is_closed()
+    }
+
     fn take(&self, waiting: &mut VecDeque<Job>) -> Vec<Job> {
-        let mut batch = Vec::new();
-        while batch.len() < READS_MAX
-            && let Some(job) = waiting.pop_front()
-        {
-            // However many have left, they keep nobody waiting.
-            if !job.answer.is_closed() {
-                batch.push(job);
-            }
-        }
-        batch
+        waiting.drain(..waiting.len().min(READS_MAX)).filter(Self::is_wanted).collect()
     }
 
     async fn run(&self, batch: Vec<Job>) {

@@ -247,12 +247,21 @@ impl EtcdProcess {
 
     /// How many requests it has been sent whose label is so, as it counts them: `grpc_method="Put"`.
     pub async fn requests(&self, label: &str) -> u64 {
+        self.sum("grpc_server_started_total{", label).await as u64
+    }
+
+    /// How many bytes it has sent to its clients.
+    pub async fn sent_bytes(&self) -> u64 {
+        self.sum("etcd_network_client_grpc_sent_bytes_total", "").await as u64
+    }
+
+    /// The sum of what it counts under this name, where the label is as said.
+    async fn sum(&self, name: &str, label: &str) -> f64 {
         let metrics = self.metrics().await;
-        let counts = metrics.lines().filter(|line| line.starts_with("grpc_server_started_total{"));
-        let counts = counts.filter(|line| line.contains(label));
-        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
-        let counts: Vec<u64> = counts.filter_map(value).collect();
-        assert!(!counts.is_empty(), "etcd counts no requests of {label}:\n{metrics}");
+        let counts = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        let counts: Vec<f64> = counts.filter_map(value).collect();
+        assert!(!counts.is_empty(), "etcd counts no {name} with {label}:\n{metrics}");
         counts.iter().sum()
     }
 

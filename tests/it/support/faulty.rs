@@ -117,7 +117,7 @@ impl FaultyStore {
         self.deaf.store(true, Ordering::SeqCst);
     }
 
-    /// From here on it recalls what `inner` does: which is no trip, and meets no fault.
+    /// From here on it recalls what `inner` does: that meets no fault here.
     pub fn let_recall(&self) {
         self.recalls.store(true, Ordering::SeqCst);
     }

@@ -19,6 +19,8 @@ use crate::support::server::TestServer;
 
 /// How often an outcome is replaced by another one while it is asked for.
 const REPLACED: usize = 300;
+/// How many ask at once, at each of two servers.
+const ASKERS: usize = 8;
 
 /// Two servers on one store: one that wrote these outcomes, and one that has read them.
 async fn writer_and_reader(keys: &[RecordKey]) -> (EtcdConfig, [Arc<dyn RecordStore>; 2]) {
@@ -66,6 +68,32 @@ async fn those_asked_for_at_once_share_calls() {
     assert_eq!(recalled(&store, &twice).await.len(), 1_200);
     let asked = asked().await - before;
     assert!((6..=13).contains(&asked), "{asked} calls");
+}
+
+/// What is asked for alike in one trip, its revision and all of it, is not taken for one another.
+#[tokio::test]
+async fn loads_and_checks_of_the_same_keys_at_once_get_what_they_ask_for() {
+    let keys = keys(50);
+    let (_, [_, reader]) = writer_and_reader(&keys).await;
+    for _ in 0..20 {
+        let both = async |key: &RecordKey| tokio::join!(load(&reader, key), recall(&reader, key));
+        for (loaded, recalled) in join_all(keys.iter().map(both)).await {
+            assert_eq!(recalled, Some(loaded));
+        }
+    }
+}
+
+/// A hundred outcomes of 60 kB are told again for less than the bytes of one.
+#[tokio::test]
+async fn etcd_does_not_send_again_what_is_in_memory() {
+    let etcd = EtcdProcess::start();
+    let (store, keys) = (open(&etcd.config()).await, keys(100));
+    create_all(&store, &keys, &completed("holder", vec![9; 60_000])).await;
+    join_all(keys.iter().map(|key| load(&store, key))).await;
+    let before = etcd.sent_bytes().await;
+    assert_eq!(recalled(&store, &keys).await.len(), 100);
+    let sent = etcd.sent_bytes().await - before;
+    assert!(sent < 60_000, "{sent} bytes");
 }
 
 #[tokio::test]
@@ -119,16 +147,17 @@ async fn while_etcd_is_silent_a_key_in_memory_is_unavailable_as_any_other() {
     client.lookup(request).await.unwrap();
 }
 
-/// One server replaces an outcome by the next, which takes a deletion, and tells so; two others ask for it all the time,
-/// and are never told one that had been replaced when they asked.
+/// One server replaces an outcome by the next, which takes a deletion, and tells so; many ask two others for it all the
+/// time, and are never told one that had been replaced when they asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_recalled_is_no_older_than_the_question() {
     let config = EtcdProcess::shared().config();
     let (writer, key) = (open(&config).await, key("k"));
     let replaced = Arc::new(AtomicU64::new(0));
     let mut askers = Vec::new();
-    for _ in 0..2 {
-        let (reader, key, replaced) = (open(&config).await, key.clone(), Arc::clone(&replaced));
+    let readers = [open(&config).await, open(&config).await];
+    for reader in readers.iter().cycle().take(readers.len() * ASKERS) {
+        let (reader, key, replaced) = (Arc::clone(reader), key.clone(), Arc::clone(&replaced));
         askers.push(tokio::spawn(async move {
             let mut told = 0_u64;
             loop {
