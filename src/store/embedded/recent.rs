@@ -89,7 +89,9 @@ impl Recent {
             return None;
         }
         state.hurried = hurried;
-        let rows = Arc::new(std::mem::take(&mut state.newest));
+        // With room for as many: a map that grows under the lock holds up everybody while it is copied.
+        let room = RowMap::with_capacity(state.newest.len());
+        let rows = Arc::new(std::mem::replace(&mut state.newest, room));
         state.moving = Some(Arc::clone(&rows));
         Some(rows)
     }
