@@ -153,11 +153,8 @@ impl Batches for Transactions {
         let mut batch = Vec::new();
         let mut again = Vec::new();
         let mut load = Load::new(self.pace.writes_max.load(Ordering::Relaxed));
-        while let Some(job) = waiting.pop_front() {
-            if !Self::is_wanted(&job) {
-                // Its caller has left: it never happens.
-                continue;
-            }
+        // What nobody waits for any more never happens.
+        while let Some(job) = Self::next_wanted(waiting) {
             match (self.check_age(job.called), load.add(&job.write)) {
                 (Err(error), _) => job.answer(Err(error)),
                 (Ok(()), Fit::Fits) => batch.push(job),

@@ -18,6 +18,11 @@ pub(super) trait Batches: Send + Sync + 'static {
     /// Whether anybody still waits for the answer to a job.
     fn is_wanted(job: &Self::Job) -> bool;
 
+    /// Takes the next job that somebody waits for. However many before it have been left, they hold up nobody.
+    fn next_wanted(waiting: &mut VecDeque<Self::Job>) -> Option<Self::Job> {
+        std::iter::from_fn(|| waiting.pop_front()).find(Self::is_wanted)
+    }
+
     /// Takes the next batch from a queue that is not empty; those not taken stay for a later one.
     fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job>;
 
@@ -51,7 +56,7 @@ impl<B: Batches> Queue<B> {
         Self(Arc::new(Inner { batches, in_flight_max, full, state }))
     }
 
-    /// Adds a job. It is done whether or not anybody waits for its answer.
+    /// Adds a job. Once it is in a batch it is done, whether or not anybody still waits for its answer.
     pub(super) fn push(&self, job: B::Job) {
         let mut state = self.0.state();
         // While a store is slow, callers who come and go are not to fill the memory.
@@ -142,7 +147,7 @@ mod tests {
         }
 
         fn take(&self, waiting: &mut VecDeque<Self::Job>) -> Vec<Self::Job> {
-            waiting.pop_front().into_iter().collect()
+            Self::next_wanted(waiting).into_iter().collect()
         }
 
         async fn run(&self, batch: Vec<Self::Job>) {
@@ -178,6 +183,16 @@ mod tests {
         let state = queue.0.state();
         assert!(state.waiting.len() <= 2 * (wanted.len() + 100), "{} wait", state.waiting.len());
         assert_eq!(state.waiting.iter().filter(|job| Fragile::is_wanted(job)).count(), wanted.len());
+    }
+
+    #[test]
+    fn those_who_left_hold_up_nobody() {
+        let (wanted, answered) = oneshot::channel();
+        let mut waiting: VecDeque<_> = (0..1_000).map(|_| Some(oneshot::channel().0)).collect();
+        waiting.push_back(Some(wanted));
+        assert_eq!(Fragile.take(&mut waiting).len(), 1, "the one that is wanted is in the very next batch");
+        assert!(waiting.is_empty());
+        drop(answered);
     }
 
     #[test]

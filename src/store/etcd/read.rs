@@ -101,7 +101,7 @@ impl Batches for Transactions {
     }
 
     fn take(&self, waiting: &mut VecDeque<Job>) -> Vec<Job> {
-        waiting.drain(..waiting.len().min(READS_MAX)).filter(Self::is_wanted).collect()
+        std::iter::from_fn(|| Self::next_wanted(waiting)).take(READS_MAX).collect()
     }
 
     async fn run(&self, batch: Vec<Job>) {
